@@ -1,0 +1,1 @@
+"""Beam graphs, recipes, run folders, ledger, command line and report."""

@@ -1,0 +1,69 @@
+"""Scorers: one file each, Arrow batch in, one struct column out. See CONTRIBUTING.md to add one."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from transforms.batch import Batch
+
+
+class Scorer(BaseModel):
+    """A scorer's parameters are its fields; ``name`` is the name of its module and of its struct column.
+
+    A scorer gives features and, where its source publishes thresholds, ``passed`` and ``reason`` (null where passed).
+    It decides nothing: selection is SQL over its columns.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: ClassVar[str]
+
+    def fields(self) -> pa.StructType:
+        """The struct this scorer adds; units stand in the metadata of its fields."""
+        raise NotImplementedError
+
+    def setup(self) -> None:
+        """Load what is heavy, once per worker process. Called before the first `score`."""
+
+    def score(self, batch: Batch) -> pa.StructArray:
+        """One struct per document of the batch, in the batch's order."""
+        raise NotImplementedError
+
+
+def names() -> list[str]:
+    """The scorers there are: the public modules of this package."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def find(name: str) -> type[Scorer]:
+    """The scorer class of module ``scorers.<name>``.
+
+    Raises:
+        LookupError: there is none of that name; the message gives the nearest one.
+    """
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), 1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(names())}"
+        raise LookupError(f"no scorer named {name!r}{hint}")
+    module = importlib.import_module(f"{__name__}.{name}")
+    for _, member in inspect.getmembers(module, inspect.isclass):
+        if issubclass(member, Scorer) and member.__module__ == module.__name__:
+            return member
+    raise LookupError(f"scorers/{name}.py defines no subclass of Scorer")
+
+
+def make(name: str, parameters: dict[str, Any] | None = None) -> Scorer:
+    """A scorer by name with its parameters checked.
+
+    Raises:
+        LookupError: unknown scorer. pydantic.ValidationError: a parameter is unknown or of the wrong type.
+    """
+    return find(name)(**(parameters or {}))

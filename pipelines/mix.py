@@ -1,0 +1,235 @@
+"""Mixtures: documents drawn to a budget of tokens per source, written as shards with a manifest that the trainer reads.
+
+Ratios are in tokens. A source that has more than it is asked for is drawn from in order of draw; one that has less is
+repeated, and the repeats are epochs in the manifest, not copies on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from pipelines import store
+from pipelines.code import code_digest
+from pipelines.ledger import Record
+from pipelines.reading import read
+from pipelines.select import remembered
+from pipelines.shards import Split
+from pipelines.steps import Context, MapSplit
+from pipelines.tables import Tables
+from pipelines.thresholds import Statistic
+from sql.expressions import Expression, evaluate
+from transforms.draws import draws, mix64
+
+TOKENS = "tokens.count"
+OWN = ("id", "text", "source", "shard", "row", "tokens", "draw")
+WARN_EPOCHS = 4.0  # repeats are worth nearly as much as new data up to here (Muennighoff et al. 2023, arXiv 2305.16264)
+
+
+class MixError(ValueError):
+    """A mixture that cannot be made of the documents there are."""
+
+
+class Mixture(BaseModel):
+    """One mixture of a recipe.
+
+    `where` chooses documents; held-out ones never qualify. `tokens` is one pass over it (null: all there are, once).
+    `weights` are shares of tokens by source, or `natural`: as the chosen documents have them. A source asked for more
+    than `max_epochs` times what it has is refused.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    where: str = "selection.keep"
+    tokens: int | None = None
+    weights: dict[str, float] | Literal["natural"] = "natural"
+    max_epochs: float = 16.0
+
+    @field_validator("tokens", mode="before")
+    @classmethod
+    def _suffix(cls, value: Any) -> Any:
+        """Accepts 300k, 5M and 2B."""
+        if isinstance(value, str) and value[-1:].upper() in "KMB":
+            return round(float(value[:-1]) * {"K": 1e3, "M": 1e6, "B": 1e9}[value[-1].upper()])
+        return value
+
+    @field_validator("weights")
+    @classmethod
+    def _positive(cls, value: dict[str, float] | str) -> dict[str, float] | str:
+        if isinstance(value, dict) and (min(value.values(), default=0) < 0 or sum(value.values()) <= 0):
+            raise ValueError("weights must not be negative, and one must be above 0")
+        return value
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one source gives: tokens and documents that qualify, tokens asked of it, and the draw up to which it is taken."""
+
+    available: int
+    documents: int
+    asked: int
+    cut: int
+
+
+def shares(context: Context, tables: Tables, splits: Sequence[Split], name: str, mixture: Mixture, where: str, documents: int) -> dict[str, Share]:
+    """How much each source gives to a mixture.
+
+    Raises:
+        MixError: a source with a weight has no document, or would have to be repeated more than `max_epochs` times.
+    """
+    sources = sorted({s.source for s in splits})
+    everything = [Statistic(source, "draw", share=1.0, where=_of(where, source), weight=TOKENS) for source in sources]
+    found = remembered(context, tables, splits, everything, documents)
+    asked = _asked(name, mixture, {s: found[s].weight for s in sources})
+    partly = [
+        Statistic(source, "draw", total=asked[source], where=_of(where, source), weight=TOKENS)
+        for source in asked
+        if asked[source] < found[source].weight
+    ]
+    cuts = remembered(context, tables, splits, partly, documents)
+    last = 2**64 - 1
+    return {s: Share(found[s].weight, found[s].documents, asked[s], int(cuts[s].value or 0) if s in cuts else last) for s in asked}
+
+
+def _of(where: str, source: str) -> str:
+    quoted = source.replace("'", "''")
+    return f"({where}) AND source = '{quoted}'"
+
+
+def _asked(name: str, mixture: Mixture, available: Mapping[str, int]) -> dict[str, int]:
+    weights = {s: n for s, n in available.items() if n} if mixture.weights == "natural" else {s: w for s, w in mixture.weights.items() if w}
+    unknown = weights.keys() - available.keys()
+    if unknown:
+        raise MixError(f"mix.{name}.weights names {', '.join(sorted(unknown))}; the sources are {', '.join(available)}")
+    if not weights:
+        raise MixError(f"mix.{name}: no document satisfies {mixture.where!r}")
+    total = sum(available[s] for s in weights) if mixture.tokens is None else mixture.tokens
+    if mixture.weights == "natural":  # whole corpora keep their counts exactly; a budget above them means repeats
+        exact = {s: (n if mixture.tokens is None else round(total * n / sum(weights.values()))) for s, n in weights.items()}
+    else:
+        exact = {s: round(total * w / sum(weights.values())) for s, w in weights.items()}
+    for source, tokens in exact.items():
+        if not available[source] and tokens:
+            raise MixError(f"mix.{name}: source {source!r} is to give {tokens:,} tokens but no document of it satisfies {mixture.where!r}")
+        if tokens > mixture.max_epochs * available[source]:
+            raise MixError(
+                f"mix.{name}: source {source!r} has {available[source]:,} tokens and would be repeated {tokens / available[source]:.1f} times to give "
+                f"{tokens:,}; lower its weight or `tokens`, or raise max_epochs (now {mixture.max_epochs:g})"
+            )
+    return exact
+
+
+@dataclass(frozen=True)
+class Mix:
+    """One split's part of a mixture: its chosen documents with every column of the shard."""
+
+    tables: Tables
+    where: str
+    cuts: Mapping[str, int]
+
+    def __call__(self, split: Split) -> tuple[pa.Table, Record]:
+        table = self.tables.load(split, {"draw", "holdout", "tokens", *Expression(self.where).names})
+        qualify = evaluate({"q": f"coalesce({self.where}, false)"}, table).column("q").to_numpy()
+        draw = table.column("draw").to_numpy()
+        chosen = qualify & (draw <= np.uint64(self.cuts[split.source])) if split.source in self.cuts else np.zeros(len(draw), bool)
+        tokens = pc.struct_field(table.column("tokens").combine_chunks(), "count").to_numpy()
+        rows = self._rows(split, chosen, tokens, draw)
+        dropped = {"not eligible": int((~qualify).sum()), "not drawn": int((qualify & ~chosen).sum())}
+        dropped = {reason: n for reason, n in dropped.items() if n}
+        detail = {"tokens": int(tokens[chosen].sum()), "content": content(rows)}
+        made = Record.of("", split, table.num_rows, rows.num_rows, dropped=dropped, bytes=rows.column("text").nbytes, detail=detail)
+        return rows, made
+
+    def _rows(self, split: Split, chosen: np.ndarray, tokens: np.ndarray, draw: np.ndarray) -> pa.Table:
+        batches, seen = [], 0
+        for part in read(split, self.tables.text, self.tables.admission):
+            here = slice(seen, seen + part.documents.num_rows)
+            seen = here.stop
+            batches.append(self._batch(split, part.documents, tokens[here], draw[here]).filter(pa.array(chosen[here])))
+        return pa.Table.from_batches(batches)
+
+    def _batch(self, split: Split, documents: pa.RecordBatch, tokens: np.ndarray, draw: np.ndarray) -> pa.RecordBatch:
+        n = documents.num_rows
+        own = {
+            "id": documents.column("id"),
+            "text": documents.column(self.tables.text),
+            "source": pa.array([split.source], pa.string()).take(pa.array(np.zeros(n, np.int32))),
+            "shard": pa.array([split.shard], pa.string()).take(pa.array(np.zeros(n, np.int32))),
+            "row": documents.column("row"),
+            "tokens": pa.array(tokens.astype(np.int64)),
+            "draw": pa.array(draw),
+        }
+        carried = {name: documents.column(name) for name in documents.schema.names if name not in ("id", "row", self.tables.text)}
+        return pa.record_batch(own | {(f"{name}_original" if name in OWN else name): column for name, column in carried.items()})
+
+
+def content(rows: pa.Table) -> list[int]:
+    """Two 64-bit sums over the documents of (source, id, text): the same in any order, another for any other documents."""
+    from transforms.hashing import hash_spans
+
+    lanes = [0, 0]
+    for batch in rows.select(["id", "source", "text"]).to_batches():
+        text = batch.column("text").cast(pa.large_string())
+        offsets = np.frombuffer(text.buffers()[1], dtype=np.int64)[text.offset : text.offset + len(text) + 1]
+        data = np.frombuffer(text.buffers()[2] or b"", dtype=np.uint8)
+        high, low = hash_spans(data, offsets[:-1], offsets[1:])
+        place = mix64(draws(1, batch.column("id")) ^ mix64(draws(2, batch.column("source")))) ^ mix64(np.diff(offsets).astype(np.uint64))
+        with np.errstate(over="ignore"):
+            for lane, half in enumerate((high, low)):
+                lanes[lane] = (lanes[lane] + int(mix64(place ^ half).sum(dtype=np.uint64))) % 2**64
+    return lanes
+
+
+def mix(
+    context: Context, tables: Tables, splits: Sequence[Split], name: str, mixture: Mixture, where: str, documents: int, tokenizer: dict[str, str], recipe: str
+) -> dict[str, Any]:
+    """Write one mixture; returns its manifest, which is written last."""
+    given = shares(context, tables, splits, name, mixture, where, documents)
+    cuts = {source: share.cut for source, share in given.items()}
+    folder = f"{context.run}/mixtures/{name}"
+    names = {"draw", "holdout", "tokens", *Expression(where).names}
+    base = store.digest(where, cuts, tables.base(names), code_digest(__name__))
+    step = MapSplit(context.run, f"mix:{name}", folder, base, Mix(tables, where, cuts))
+    records = context.run_splits(f"mix {name}", splits, beam.ParDo(step))
+    manifest = _manifest(folder, records, name, tables.seed, given, tokenizer, recipe)
+    store.write_json(f"{folder}/manifest.json", manifest)
+    return manifest
+
+
+def _manifest(
+    folder: str, records: Sequence[Record], name: str, seed: int, given: Mapping[str, Share], tokenizer: dict[str, str], recipe: str
+) -> dict[str, Any]:
+    total = sum(share.asked for share in given.values())
+    sources: dict[str, Any] = {}
+    identity = []
+    for source, share in sorted(given.items()):
+        if not share.asked:
+            continue
+        mine = sorted((r for r in records if r.source == source and r.rows_out), key=lambda r: r.split)
+        files = [_file(folder, record) for record in mine]
+        held = sum(f["tokens"] for f in files)
+        sums = [sum(r.detail["content"][lane] for r in mine) % 2**64 for lane in range(2)]
+        identity.append((source, sums, share.asked, held))
+        sources[source] = {
+            "weight": share.asked / total,
+            "documents": sum(f["documents"] for f in files),
+            "tokens": held,
+            "available": share.available,
+            "asked": share.asked,
+            "epochs": share.asked / held,
+            "phase": 0,
+            "files": files,
+        }
+    digest = store.digest(identity, seed, tokenizer["digest"])
+    return {"name": name, "seed": seed, "digest": digest, "recipe": recipe, "tokenizer": tokenizer, "tokens": total, "sources": sources}
+
+
+def _file(folder: str, record: Record) -> dict[str, Any]:
+    path = f"{record.source}/{record.split}.parquet"
+    return {"path": path, "documents": record.rows_out, "tokens": record.detail["tokens"], "digest": store.file_digest(f"{folder}/{path}")}

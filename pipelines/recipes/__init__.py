@@ -1,0 +1,1 @@
+"""Recipes that come with corpusmill; `corpusmill run quickstart` finds them by name."""

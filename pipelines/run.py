@@ -1,0 +1,207 @@
+"""A whole run: the steps of a recipe in their order, each computing only what is missing or has changed.
+
+    scan -> score (index, scorers, signatures) -> dedupe -> fit -> score (fitted scorers, tokens) -> select -> mix -> train -> report
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import yaml
+
+from pipelines import ledger, shards, store
+from pipelines.dedupe import exact
+from pipelines.fit import fit
+from pipelines.mix import mix
+from pipelines.plan import Plan
+from pipelines.recipe import Recipe, RecipeError
+from pipelines.score import Column, Pass, ScoreSplit
+from pipelines.select import quantiles, select
+from pipelines.shards import Shard, Split
+from pipelines.steps import Context
+from pipelines.tables import Struct, Tables
+
+log = logging.getLogger("corpusmill")
+STEPS = ("score", "dedupe", "fit", "select", "mix", "train", "report")
+HELDOUT = "heldout"
+
+
+class Run:
+    """One run of a recipe in one folder. Call `start`, then the steps in order; each leaves its sidecars and its ledger."""
+
+    def __init__(self, recipe: Recipe, folder: str, options: Sequence[str] = (), workers: int = 1) -> None:
+        self.recipe, self.folder = recipe, folder
+        self.plan = Plan(recipe, folder)
+        self.context = Context(folder, options, workers)
+        self.shards: list[Shard] = []
+        self.splits: list[Split] = []
+        self.manifests: dict[str, Any] = {}
+        self.fits: dict[str, Any] = {}
+        self.thresholds: dict[str, dict[str, float | None]] = {}
+        self.trained: dict[str, Any] = {}
+        self.tables: Tables
+        self.started = time.perf_counter()
+
+    def start(self) -> None:
+        """Check everything that can be checked without reading documents, then scan the shards.
+
+        Raises:
+            RecipeError: a mistake in the recipe, or in what it points to.
+        """
+        try:
+            found = shards.expand(self.recipe.sources)
+        except ValueError as error:
+            raise RecipeError(str(error)) from error
+        self.plan.check(found)
+        store.remove_temporaries(self.folder)
+        with store.commit(f"{self.folder}/recipe.yaml") as sink:
+            sink.write(yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False).encode())
+        self._scan(found)
+        readable = [s for s in self.shards if s.cause is None]
+        try:
+            union = shards.schema_of(readable)
+        except ValueError as error:
+            raise RecipeError(str(error)) from error
+        self.tables = self.plan.tables(self.shards, {name: kind for name, (kind, _) in union.items()})
+        self.splits = shards.splits(readable)
+
+    def _scan(self, found: list[Shard]) -> None:
+        path = f"{self.folder}/shards.json"
+        held = {(s.path, s.size, s.modified): s for s in shards.from_json(store.read_json(path) or [])}
+        known = [replace(held[key], source=s.source, name=s.name) for s in found if (key := (s.path, s.size, s.modified)) in held]
+        names = {(s.source, s.name) for s in known}
+        new = [s for s in found if (s.source, s.name) not in names]
+        if new:
+            text = self.recipe.text
+            items = self.context.graph("scan", lambda p: p | beam.Create(new) | beam.Map(_scan, text), len(new))
+            if len(items) != len(new):
+                raise ledger.LedgerError(f"scan: {len(new)} shards were sent and {len(items)} came back; run again")
+            known += shards.from_json(items)
+        self.shards = sorted(known, key=lambda s: (s.source, s.name))
+        for shard in self.shards:
+            if shard.cause:
+                log.warning("quarantined %s: %s", shard.path, shard.cause)
+        store.write_json(path, shards.to_json(self.shards))
+
+    def score(self, columns: dict[str, Column] | None = None) -> None:
+        """One scoring pass: index, signatures and the scorers that wait for no fit, or the columns given."""
+        if columns is None:
+            columns = dict(self.plan.columns) | {f"signatures/{n}": m.column() for n, m in self.plan.methods.items()}
+        if not columns and "index" in self.context.records:
+            return
+        plan = Pass.plan(self.folder, self.recipe.text, self.recipe.admission, list(columns.values()))
+        records = self.context.run_splits("score", self.splits, beam.ParDo(ScoreSplit(plan)))
+        lost = {(r.source, r.split) for r in records if r.quarantined}
+        for record in (r for r in records if r.quarantined):
+            log.warning("quarantined %s/%s: %s", record.source, record.split, record.cause)
+        self.splits = [s for s in self.splits if (s.source, s.name) not in lost]
+        structs = {n: Struct(c.folder, c.scorer.fields(), plan.bases[c.folder]) for n, c in columns.items()}
+        self.tables = replace(self.tables, structs={**self.tables.structs, **structs})
+
+    @property
+    def documents(self) -> int:
+        return ledger.totals(self.context.records["index"])["out"]
+
+    def dedupe(self) -> None:
+        for name, method in self.plan.methods.items():
+            struct, _ = exact(self.context, self.tables, self.splits, method, self.documents)
+            self.tables = replace(self.tables, structs={**self.tables.structs, name: struct})
+
+    def fit(self) -> None:
+        """Fit models on seeded samples, then compute the columns that waited for them."""
+        for name, spec in self.recipe.fit.items():
+            self.fits[name] = fit(self.context, self.tables, self.splits, name, spec, self.documents)
+        if self.plan.fitted:
+            self.score(self.plan.fitted_columns())
+
+    def select(self) -> None:
+        conditions = self.recipe.select
+        values = quantiles(self.context, self.tables, self.splits, conditions, self.documents)
+        self.thresholds = {f"quantile({q.value}, {q.share:g})": {"value": v} for q, v in values.items()}
+        struct, _ = select(self.context, self.tables, self.splits, conditions, values)
+        self.tables = replace(self.tables, structs={**self.tables.structs, "selection": struct})
+
+    def mix(self) -> None:
+        """Every mixture of the recipe, and the held-out documents as one more."""
+        tokenizer = self.plan.tokenizer()
+        described = {"path": _relative(tokenizer, f"{self.folder}/mixtures/x"), "digest": store.folder_digest(tokenizer)}
+        wanted = {n: (m, f"({m.where}) AND NOT selection.holdout") for n, m in self.plan.mixtures.items()}
+        if self.recipe.holdout:
+            from pipelines.mix import Mixture
+
+            where = f"selection.holdout AND ({self.recipe.holdout.where})"
+            wanted[HELDOUT] = (Mixture(where=where), where)
+        digest = store.digest(self.recipe.model_dump(mode="json"))
+        for name, (mixture, where) in wanted.items():
+            self.manifests[name] = mix(
+                self.context, self.tables, self.splits, name, mixture, where, self.documents, described, digest
+            )
+
+    def train(self) -> None:
+        if self.recipe.train:
+            from pipelines.train import train
+
+            heldout = f"{self.folder}/mixtures/{HELDOUT}" if HELDOUT in self.manifests else None
+            self.trained = train(self.context, self.recipe.train, self.manifests, heldout)
+
+    def quarantined_share(self) -> float:
+        """Share of shards of which something could not be read."""
+        bad = {(s.source, s.name) for s in self.shards if s.cause}
+        bad |= {(r.source, r.shard) for r in self.context.records.get("index", []) if r.quarantined}
+        return len(bad) / len(self.shards)
+
+    def balance(self) -> None:
+        """What every step let through is what the next one took in.
+
+        Raises:
+            LedgerError: it is not.
+        """
+        records = self.context.records
+        if "index" not in records:
+            return
+        sound = [r for r in records["index"] if not r.quarantined]
+        for step, mine in records.items():
+            if step != "index":
+                ledger.chain(sound, mine)
+
+
+def _scan(shard: Shard, text: str) -> dict[str, Any]:
+    return shards.to_json([shards.scan(shard, text)])[0]
+
+
+def _relative(path: str, start: str) -> str:
+    import os
+
+    return path if store.is_remote(path) else os.path.relpath(Path(path).resolve(), Path(start).resolve())
+
+
+def run(recipe: Recipe, folder: str, options: Sequence[str] = (), workers: int = 1, until: str = "report") -> dict[str, Any]:
+    """Run a recipe up to a step (all of it by default) and return the summary, which is also written to RUN/summary.json."""
+    from pipelines.summary import summarise
+
+    job = Run(recipe, folder, options, workers)
+    job.start()
+    if not job.splits:
+        causes = "; ".join(f"{s.path}: {s.cause}" for s in job.shards[:3])
+        log.warning("no shard can be read (%s)", causes)
+        return summarise(job)
+    for step in STEPS[: STEPS.index(until) + 1]:
+        if step == "report":
+            break
+        if step == "mix" and not recipe.mix:
+            continue
+        getattr(job, step)()
+        job.balance()
+    summary = summarise(job)
+    if until == "report":
+        from pipelines.report import write_report
+
+        summary["report"] = write_report(folder)
+        store.write_json(f"{folder}/summary.json", summary)
+    return summary

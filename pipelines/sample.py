@@ -1,0 +1,67 @@
+"""A seeded sample of documents with their text, for what is fitted on a bounded part of the corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines import store
+from pipelines.code import code_digest
+from pipelines.ledger import Record
+from pipelines.select import remembered
+from pipelines.shards import Split
+from pipelines.steps import Context, MapSplit
+from pipelines.tables import Tables
+from pipelines.thresholds import Statistic
+from sql.expressions import Expression, evaluate
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The documents to draw: those where `where` holds, none held out, in order of draw until `total` of `weight` is spent."""
+
+    name: str
+    where: str = "true"
+    weight: str = "1"  # SQL: 1 counts documents, `bytes` counts bytes of text
+    total: int = 10_000
+
+    def condition(self) -> str:
+        return f"({self.where}) AND NOT holdout"
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One split's part of a sample: documents whose draw is at most `cut`."""
+
+    tables: Tables
+    sample: Sample
+    cut: int
+
+    def __call__(self, split: Split) -> tuple[pa.Table, Record]:
+        text = self.tables.text
+        table = self.tables.load(split, {"draw", "holdout", text, *Expression(self.sample.where).names})
+        chosen = evaluate({"chosen": f"coalesce({self.sample.condition()}, false)"}, table).column("chosen")
+        chosen = pc.and_(chosen, pc.less_equal(table.column("draw"), pa.scalar(self.cut, pa.uint64())))
+        rows = table.filter(chosen)
+        kept = pa.table({name: rows.column(column) for name, column in (("row", "row"), ("id", "id"), ("draw", "draw"), ("text", text))})
+        dropped = {"not drawn": table.num_rows - kept.num_rows} if table.num_rows > kept.num_rows else {}
+        return kept, Record.of("", split, table.num_rows, kept.num_rows, dropped=dropped)
+
+
+def draw(context: Context, tables: Tables, splits: Sequence[Split], sample: Sample, documents: int) -> pa.Table:
+    """The sample as one table (row, id, draw, text), ordered by draw and id; it is held in memory, so keep `total` bounded."""
+    statistic = Statistic(sample.name, "draw", total=sample.total, where=sample.condition(), weight=sample.weight)
+    cut = remembered(context, tables, splits, [statistic], documents)[sample.name].value
+    if cut is None:
+        raise LookupError(f"sample {sample.name!r}: no document satisfies {sample.where!r}")
+    folder = f"{context.run}/samples/{sample.name}"
+    names = {"draw", "holdout", *Expression(sample.where).names}
+    base = store.digest(repr(sample), cut, tables.base(names), code_digest(__name__))
+    step = MapSplit(context.run, f"sample:{sample.name}", folder, base, Draw(tables, sample, int(cut)))
+    context.run_splits(f"sample {sample.name}", splits, beam.ParDo(step))
+    parts = pa.concat_tables([store.read_table(s.sidecar(folder)) for s in splits])
+    return parts.take(pc.sort_indices(parts, sort_keys=[("draw", "ascending"), ("id", "ascending")])).combine_chunks()

@@ -1,0 +1,95 @@
+"""Running a step: a Beam graph over splits whose records are collected, checked against what was sent, and written down."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+
+from pipelines import engine, ledger, progress, store
+from pipelines.ledger import Record
+from pipelines.shards import Split
+
+
+@dataclass
+class Context:
+    """Where and with what a run's steps are computed."""
+
+    run: str
+    options: Sequence[str] = ()
+    workers: int = 1
+    seconds: dict[str, float] = field(default_factory=dict)
+    records: dict[str, list[Record]] = field(default_factory=dict)
+
+    def graph(self, label: str, build: Callable[[beam.Pipeline], beam.PCollection], splits: int) -> list[Any]:
+        """Run a graph that ends in JSON-able elements, and return these. They come back through a file of the run folder."""
+        path = f"{self.run}/collected/{uuid.uuid4().hex}.json"
+
+        def collected(pipeline: beam.Pipeline) -> None:
+            _ = build(pipeline) | "Collect" >> beam.combiners.ToList() | "Write" >> beam.Map(_write_json, path)
+
+        started = time.perf_counter()
+        with progress.follow(self.run, label, splits):
+            engine.run_graph(collected, options=self.options, workers=self.workers, label=label)
+        result = store.read_json(path)
+        store.remove(path)
+        self.seconds[label] = self.seconds.get(label, 0.0) + time.perf_counter() - started
+        if result is None:
+            raise ledger.LedgerError(f"step {label}: the engine ended without a result; run again")
+        return result
+
+    def deal(self, splits: Sequence[Split]) -> list[Split]:
+        """Splits in an order that keeps all workers busy."""
+        return engine.balanced(list(splits), [s.text_bytes for s in splits], self.workers)
+
+    def run_splits(self, label: str, splits: Sequence[Split], transform: beam.PTransform) -> list[Record]:
+        """Run a transform from splits to ledger records over all splits; check, write and return the records, step by step."""
+        if not splits:
+            return []
+        items = self.graph(label, lambda p: p | beam.Create(self.deal(splits), reshuffle=False) | label >> transform, len(splits))
+        records = [Record(**item) for item in items]
+        return self.settle(splits, records)
+
+    def settle(self, splits: Sequence[Split], records: list[Record]) -> list[Record]:
+        """Check the records of one or more steps against the splits that were sent, and write them to the ledger."""
+        for step in sorted({r.step for r in records}):
+            mine = [r for r in records if r.step == step]
+            quarantined = {(r.source, r.split) for r in records if r.quarantined}
+            expected = [s for s in splits if (s.source, s.name) not in quarantined or step == "index"]
+            ledger.check(step, expected, mine)
+            ledger.write(f"{self.run}/ledger/{step.replace(':', '.')}.parquet", mine)
+            self.records[step] = mine
+        return records
+
+
+def _write_json(items: list[Any], path: str) -> None:
+    store.write_json(path, items)
+
+
+class MapSplit(beam.DoFn):
+    """Split -> ledger record. `compute` gives the rows of the split's sidecar and its record; committed splits are not computed.
+
+    Args:
+        step: name in the ledger. folder: path of the sidecars. base: what their keys depend on besides the split.
+    """
+
+    def __init__(self, run: str, step: str, folder: str, base: str, compute: Callable[[Split], tuple[pa.Table, Record]]) -> None:
+        self.run, self.step, self.folder, self.base, self.compute = run, step, folder, base, compute
+
+    def process(self, split: Split) -> Iterator[dict[str, Any]]:
+        key, path = store.digest(self.base, split.identity()), split.sidecar(self.folder)
+        record = store.committed(path, key)
+        if record is not None:
+            yield {**record, "reused": True}
+            return
+        started = time.perf_counter()
+        rows, made = self.compute(split)
+        made.step, made.key, made.seconds = self.step, key, time.perf_counter() - started
+        store.write_sidecar(path, key, rows, made.json())
+        progress.report(self.run, self.step, split, made.rows_in, made.bytes)
+        yield made.json()

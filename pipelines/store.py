@@ -1,0 +1,179 @@
+"""Files of a run folder: written under a temporary name, renamed when whole, found current by the key in their footer.
+
+A rename is the commit. Whatever kills a run leaves at most files that end in ``.tmp``, which nothing reads and the
+next run removes. Remote folders (gs://, s3://, hdfs://) go through Beam's file systems, local ones through the kernel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+KEY = b"corpusmill.key"
+RECORD = b"corpusmill.record"
+
+
+def digest(*parts: Any) -> str:
+    """128-bit hex digest of JSON-able parts, stable across machines and runs."""
+    payload = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.blake2b(payload.encode(), digest_size=16).hexdigest()
+
+
+def is_remote(path: str) -> bool:
+    return "://" in path
+
+
+def open_read(path: str) -> Any:
+    """A seekable file for reading; local files are memory-mapped by the reader."""
+    if is_remote(path):
+        from apache_beam.io.filesystem import CompressionTypes
+        from apache_beam.io.filesystems import FileSystems
+
+        return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    return pa.OSFile(path, "rb")
+
+
+@contextmanager
+def commit(path: str) -> Iterator[BinaryIO]:
+    """Write a file whole or not at all: the body writes to a temporary file, which gets its name when the body ends well."""
+    if is_remote(path):
+        from apache_beam.io.filesystem import CompressionTypes
+        from apache_beam.io.filesystems import FileSystems
+
+        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+        with FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED) as sink:
+            yield sink
+        FileSystems.rename([temporary], [path])
+        return
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    local = Path(f"{path}.{uuid.uuid4().hex}.tmp")
+    try:
+        with local.open("wb") as sink:
+            yield sink
+            sink.flush()
+            os.fsync(sink.fileno())
+        local.replace(path)
+    finally:
+        local.unlink(missing_ok=True)
+
+
+def write_json(path: str, value: Any) -> None:
+    with commit(path) as sink:
+        sink.write(json.dumps(value, indent=1, default=str).encode())
+
+
+def read_json(path: str) -> Any:
+    """The value in a JSON file, or None where there is no such file."""
+    try:
+        with open_read(path) as source:
+            return json.loads(source.read())
+    except FileNotFoundError:
+        return None
+
+
+class Sidecar:
+    """Parquet writer of one split's sidecar: batches go to a temporary file; `close` puts key and record in the footer.
+
+    Use as a context manager: leaving it by an exception leaves nothing behind.
+    """
+
+    def __init__(self, path: str, schema: pa.Schema, key: str) -> None:
+        self.path, self.key = path, key
+        self._manager = commit(path)
+        self._sink = self._manager.__enter__()
+        self._writer = pq.ParquetWriter(self._sink, schema, compression="zstd", compression_level=1)
+        self.rows = 0
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        self._writer.write_batch(batch)
+        self.rows += batch.num_rows
+
+    def close(self, record: dict[str, Any]) -> None:
+        """Commit. `record` is what a later run reads instead of computing the split again."""
+        self._writer.add_key_value_metadata({KEY: self.key.encode(), RECORD: json.dumps(record).encode()})
+        self._writer.close()
+        self._manager.__exit__(None, None, None)
+
+    def abandon(self, error: BaseException) -> None:
+        """Drop the temporary file."""
+        self._writer.close()
+        try:
+            self._manager.__exit__(type(error), error, error.__traceback__)
+        except type(error):
+            pass
+
+
+def write_sidecar(path: str, key: str, batch: pa.RecordBatch | pa.Table, record: dict[str, Any]) -> None:
+    """Commit one sidecar whose rows are already at hand."""
+    sidecar = Sidecar(path, batch.schema, key)
+    try:
+        for piece in batch.to_batches() if isinstance(batch, pa.Table) else [batch]:
+            sidecar.write(piece)
+    except BaseException as error:
+        sidecar.abandon(error)
+        raise
+    sidecar.close(record)
+
+
+def committed(path: str, key: str) -> dict[str, Any] | None:
+    """The record of a sidecar that is whole and has this key; None if it must be (re)computed."""
+    try:
+        with open_read(path) as source:
+            metadata = pq.read_metadata(source).metadata or {}
+    except (FileNotFoundError, OSError, pa.ArrowInvalid):
+        return None
+    return json.loads(metadata[RECORD]) if metadata.get(KEY) == key.encode() else None
+
+
+def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
+    with open_read(path) as source:
+        return pq.read_table(source, columns=columns)
+
+
+def file_digest(path: str) -> str:
+    """128-bit digest of a file's bytes (xxh3; about 5 GB/s, so the disk is the limit)."""
+    import xxhash
+
+    state = xxhash.xxh3_128()
+    with open_read(path) as source:
+        while block := source.read(1 << 22):
+            state.update(block)
+    return state.hexdigest()
+
+
+def folder_digest(path: str) -> str:
+    """Digest of a model file, or of every file below a model folder with its relative name."""
+    root = Path(path)
+    if root.is_file():
+        return file_digest(path)
+    files = sorted(p for p in root.rglob("*") if p.is_file())
+    return digest([(str(p.relative_to(root)), file_digest(str(p))) for p in files])
+
+
+def remove_temporaries(folder: str) -> int:
+    """Remove what a killed run left half-written; returns how many files."""
+    if is_remote(folder) or not Path(folder).is_dir():
+        return 0
+    left: Iterable[Path] = list(Path(folder).rglob("*.tmp"))
+    for path in left:
+        path.unlink(missing_ok=True)
+    return len(list(left))
+
+
+def remove(path: str) -> None:
+    """Remove a file that may not exist."""
+    if is_remote(path):
+        from apache_beam.io.filesystems import FileSystems
+
+        FileSystems.delete([path])
+    else:
+        Path(path).unlink(missing_ok=True)

@@ -1,0 +1,69 @@
+"""What a run did, in one JSON object: counts, tokens by source, held-out losses, seconds, and where things lie."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.compute as pc
+
+from pipelines import ledger, store
+
+if TYPE_CHECKING:
+    from pipelines.run import Run
+
+
+def summarise(job: Run) -> dict[str, Any]:
+    """The summary of a run as far as it went; written to RUN/summary.json."""
+    records = job.context.records
+    steps = {step: ledger.totals(mine) for step, mine in records.items()}
+    curated = next(iter(job.recipe.mix), None)
+    manifest = job.manifests.get(curated or "")
+    summary: dict[str, Any] = {
+        "recipe": job.recipe.name,
+        "run": job.folder,
+        "documents_in": sum(s.rows for s in job.shards),
+        "documents_out": manifest and sum(s["documents"] for s in manifest["sources"].values()),
+        "ledger_balanced": True,  # a run that does not balance has raised LedgerError before
+        "ledger": steps,
+        "shards": {"read": sum(s.cause is None for s in job.shards), "quarantined": _quarantined(job)},
+        "duplicate_ids": _duplicate_ids(job),
+        "tokens_by_source": _tokens(job, manifest),
+        "mixtures": {name: {"digest": m["digest"], "tokens": m["tokens"], "epochs": {s: v["epochs"] for s, v in m["sources"].items()}} for name, m in job.manifests.items()},
+        "mixture_digest": manifest and manifest["digest"],
+        "thresholds": job.thresholds,
+        "fits": {name: {k: v for k, v in made.items() if k != "key"} for name, made in job.fits.items()},
+        "seconds": {**{k: round(v, 2) for k, v in job.context.seconds.items()}, "total": round(time.perf_counter() - job.started, 2)},
+        **job.trained,
+    }
+    store.write_json(f"{job.folder}/summary.json", summary)
+    return summary
+
+
+def _quarantined(job: Run) -> list[dict[str, str | None]]:
+    whole = [{"path": s.path, "cause": s.cause} for s in job.shards if s.cause]
+    paths = {(s.source, s.name): s.path for s in job.shards}
+    return whole + [{"path": paths[r.source, r.shard], "cause": r.cause} for r in job.context.records.get("index", []) if r.quarantined]
+
+
+def _duplicate_ids(job: Run) -> int:
+    """Documents whose id another one before them has. Both live on; who joins by id should know."""
+    import duckdb
+
+    paths = [s.sidecar(f"{job.folder}/index") for s in job.splits]
+    if not paths or store.is_remote(job.folder) or "index" not in job.context.records:
+        return 0
+    query = "SELECT count(*) - count(DISTINCT id) FROM read_parquet(?) WHERE status = 'ok'"
+    with duckdb.connect(config={"memory_limit": "1GB"}) as connection:
+        return int(connection.execute(query, [paths]).fetchall()[0][0])
+
+
+def _tokens(job: Run, manifest: dict[str, Any] | None) -> dict[str, dict[str, int]]:
+    """Tokens of all documents of each source, and those that one pass over the recipe's first mixture gives."""
+    if manifest is None:
+        return {}
+    before: dict[str, int] = {}
+    for split in job.splits:
+        counts = store.read_table(split.sidecar(f"{job.folder}/scores/tokens"), ["tokens"]).column("tokens")
+        before[split.source] = before.get(split.source, 0) + (pc.sum(pc.struct_field(counts, "count")).as_py() or 0)
+    return {source: {"before": n, "after": manifest["sources"].get(source, {}).get("asked", 0)} for source, n in before.items()}

@@ -1,0 +1,140 @@
+"""The documents of one split as a table: columns of its shard, index columns, and one struct per sidecar, aligned by row.
+
+What select, mix, fits and thresholds evaluate SQL on. Only the columns that an expression names are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import store
+from pipelines.reading import Admission, read
+from pipelines.shards import Split
+from transforms.draws import below, draws, seeded
+
+INDEX_COLUMNS = {"row": pa.int64(), "id": pa.large_string(), "bytes": pa.int64(), "characters": pa.int64()}
+DRAWN = {"draw": pa.uint64(), "holdout": pa.bool_()}
+
+
+class MisalignedError(Exception):
+    """A sidecar does not belong to the rows it should; it is refused rather than joined."""
+
+
+@dataclass(frozen=True)
+class Struct:
+    """A struct column that a step has written: its folder in the run, its type, and the base of its files' keys."""
+
+    folder: str
+    type: pa.DataType
+    base: str
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """Documents kept from training: a share of all clusters, so that duplicates fall on the same side."""
+
+    share: float
+    method: str  # the dedupe method whose clusters are meant
+
+
+@dataclass(frozen=True)
+class Tables:
+    """How to assemble the documents of any split of a run. Picklable: workers hold a copy."""
+
+    run: str
+    text: str
+    admission: Admission
+    seed: int
+    raw: Mapping[str, str]  # columns of the shards: name -> type as text
+    structs: Mapping[str, Struct] = field(default_factory=dict)
+    holdout: Holdout | None = None
+
+    def schema(self) -> pa.Schema:
+        """Every column an expression may name."""
+        named = {"source": pa.string(), "shard": pa.string(), **INDEX_COLUMNS, **DRAWN}
+        named |= {name: struct.type for name, struct in self.structs.items() if "/" not in name}
+        named[self.text] = pa.large_string()
+        raw = {name: _type(kind) for name, kind in self.raw.items() if name not in named}
+        return pa.schema(list({**raw, **named}.items()))
+
+    def base(self, names: Iterable[str]) -> str:
+        """What the value of these columns depends on besides the split."""
+        names = set(names) | ({self.holdout.method} if self.holdout and "holdout" in names else set())
+        held = [self.holdout.share, self.holdout.method] if self.holdout and "holdout" in names else None
+        return store.digest(self.text, self.admission.model_dump(), self.seed, held, [(n, s.base) for n, s in sorted(self.structs.items()) if n in names])
+
+    def load(self, split: Split, names: Iterable[str]) -> pa.Table:
+        """The documents of a split with the columns named (those unknown are left to the evaluation to complain about).
+
+        Raises:
+            MisalignedError: a sidecar's rows are not those of the index.
+        """
+        names = set(names)
+        index = store.read_table(split.sidecar(f"{self.run}/index"))
+        admitted = np.asarray(index.column("status").to_numpy() == "ok")
+        documents = index.filter(pa.array(admitted))
+        columns = {name: documents.column(name) for name in INDEX_COLUMNS}
+        columns |= {name: self._struct(split, name, documents) for name in names & self.structs.keys()}
+        n = documents.num_rows
+        columns["source"] = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), [split.source]).cast(pa.string())
+        columns["shard"] = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), [split.shard]).cast(pa.string())
+        if "draw" in names:
+            columns["draw"] = pa.array(draws(self.seed, documents.column("id").combine_chunks()))
+        if "holdout" in names:
+            columns["holdout"] = self._held(split, documents)
+        columns |= self._raw(split, names - columns.keys(), admitted)
+        return pa.table(columns)
+
+    def _struct(self, split: Split, name: str, documents: pa.Table) -> pa.ChunkedArray:
+        sidecar = store.read_table(split.sidecar(f"{self.run}/{self.structs[name].folder}"))
+        if not (sidecar.column("row").equals(documents.column("row")) and sidecar.column("id").equals(documents.column("id"))):
+            raise MisalignedError(
+                f"{self.structs[name].folder}/{split.source}/{split.name}.parquet holds {sidecar.num_rows} rows that are not the "
+                f"{documents.num_rows} documents of its split; remove the file and run again"
+            )
+        return sidecar.column(2)
+
+    def _held(self, split: Split, documents: pa.Table) -> pa.Array:
+        if self.holdout is None:
+            return pa.array(np.zeros(documents.num_rows, dtype=bool))
+        clusters = self._struct(split, self.holdout.method, documents).combine_chunks()
+        cluster = clusters.field("cluster").to_numpy(zero_copy_only=False).astype(np.uint64)
+        return pa.array(below(seeded(self.seed, cluster), self.holdout.share))
+
+    def _raw(self, split: Split, names: set[str], admitted: np.ndarray) -> dict[str, pa.ChunkedArray]:
+        wanted = sorted(names & self.raw.keys())
+        if self.text in names:
+            batches = [r.documents for r in read(split, self.text, self.admission, columns=wanted)]
+            table = pa.Table.from_batches(batches) if batches else pa.table({self.text: pa.array([], pa.large_string())})
+        elif wanted:
+            table = self._shard_columns(split, wanted, admitted)
+        else:
+            return {}
+        missing = {name: pa.nulls(table.num_rows, _type(self.raw[name])) for name in wanted if name not in table.column_names}
+        return {name: table.column(name) for name in table.column_names if name in names} | missing
+
+    def _shard_columns(self, split: Split, wanted: list[str], admitted: np.ndarray) -> pa.Table:
+        with store.open_read(split.path) as file:
+            parquet = pq.ParquetFile(file)
+            groups = list(range(split.first_group, split.first_group + len(split.groups)))
+            present = [name for name in wanted if name in parquet.schema_arrow.names]
+            rows = parquet.read_row_groups(groups, columns=present)
+        if not present:
+            return pa.table({"_": pa.nulls(int(admitted.sum()))})
+        return rows.filter(pa.array(admitted))
+
+
+def _type(name: str) -> pa.DataType:
+    """The Arrow type of a shard's column from its text; what has no short name is treated as text."""
+    simple = {"string": pa.string(), "double": pa.float64(), "float": pa.float32(), "bool": pa.bool_(), "binary": pa.binary(), "null": pa.null()}
+    if name in simple:
+        return simple[name]
+    try:
+        return pa.type_for_alias(name)
+    except ValueError:
+        return pa.string()

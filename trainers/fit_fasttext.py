@@ -1,0 +1,102 @@
+"""Fitting a fastText classifier of good documents against random ones, as DCLM does (Li et al. 2024, arXiv 2406.11794).
+
+One process and one thread, so that the same sample and seed give the same bits. About 1 s for 10,000 documents of 3 kB.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from scorers.fasttext import one_line, probabilities
+
+GOOD, OTHER = "__label__good", "__label__other"
+
+
+class FastTextParameters(BaseModel):
+    """fastText's own parameters. Defaults are those of PreSelect (arXiv 2503.00808, table 5) but for a smaller table of n-grams."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    lr: float = Field(0.1, gt=0)
+    dim: int = Field(64, ge=1)
+    epoch: int = Field(5, ge=1)
+    word_ngrams: int = Field(2, ge=1)
+    bucket: int = Field(200_000, ge=1)
+    min_count: int = Field(2, ge=1)
+    characters: int = Field(20_000, ge=1, description="of each document, the first so many are learned from")
+    zero_end_of_sentence: bool = True  # fastText's </s> feature carries length, not quality
+
+
+def fit_fasttext(good: list[str], other: list[str], out: Path, parameters: FastTextParameters, seed: int = 0) -> dict[str, Any]:
+    """Fit on both lists, every tenth document of each held out; writes `out/model.bin` and `out/card.json`.
+
+    Returns:
+        The card: parameters, counts, newline convention, hold-out ROC-AUC with its standard error (Hanley and McNeil 1982)
+        and a calibration table.
+
+    Raises:
+        ValueError: fewer than 20 documents on one side.
+    """
+    if min(len(good), len(other)) < 20:
+        raise ValueError(f"fastText needs at least 20 documents on each side; given {len(good)} good and {len(other)} other")
+    import fasttext
+
+    out.mkdir(parents=True, exist_ok=True)
+    train = [(GOOD, t) for i, t in enumerate(good) if i % 10] + [(OTHER, t) for i, t in enumerate(other) if i % 10]
+    order = np.random.default_rng(seed).permutation(len(train))
+    lines = out / "train.txt"
+    with lines.open("w") as file:
+        for i in order:
+            file.write(f"{train[i][0]} {one_line(train[i][1][: parameters.characters])}\n")
+    p = parameters
+    model = fasttext.train_supervised(
+        str(lines), lr=p.lr, dim=p.dim, epoch=p.epoch, wordNgrams=p.word_ngrams, bucket=p.bucket, minCount=p.min_count,
+        minn=0, maxn=0, thread=1, seed=seed, verbose=0,
+    )  # fmt: skip
+    lines.unlink()
+    if parameters.zero_end_of_sentence:
+        _zero(model, "</s>")
+    temporary = out / "model.bin.tmp"
+    model.save_model(str(temporary))
+    temporary.replace(out / "model.bin")
+    scores = {side: probabilities(model, [t[: p.characters] for t in texts[::10]], GOOD) for side, texts in (("good", good), ("other", other))}
+    card = {
+        "positive": GOOD,
+        "newline": " ",
+        "parameters": parameters.model_dump(),
+        "seed": seed,
+        "documents": {"good": len(good), "other": len(other)},
+        "holdout": evaluation(scores["good"], scores["other"]),
+    }
+    (out / "card.json").write_text(json.dumps(card, indent=1))
+    return card
+
+
+def _zero(model: Any, word: str) -> None:
+    at = model.get_word_id(word)
+    if at >= 0:
+        matrix = np.array(model.get_input_matrix())
+        matrix[at] = 0
+        model.set_matrices(matrix, np.array(model.get_output_matrix()))
+
+
+def evaluation(good: np.ndarray, other: np.ndarray) -> dict[str, Any]:
+    """ROC-AUC by ranks (ties count half), its standard error, and how often documents of each score decile are good."""
+    from sklearn.metrics import roc_auc_score
+
+    truth = np.concatenate([np.ones(len(good)), np.zeros(len(other))])
+    scores = np.concatenate([good, other])
+    auc = float(roc_auc_score(truth, scores))
+    q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    variance = (auc * (1 - auc) + (len(good) - 1) * (q1 - auc**2) + (len(other) - 1) * (q2 - auc**2)) / (len(good) * len(other))
+    bins = np.minimum((scores * 10).astype(int), 9)
+    calibration = [
+        {"from": b / 10, "documents": int((bins == b).sum()), "score": float(scores[bins == b].mean()), "good": float(truth[bins == b].mean())}
+        for b in range(10)
+        if (bins == b).any()
+    ]
+    return {"documents": len(truth), "auc": auc, "auc_standard_error": float(np.sqrt(max(variance, 0.0))), "calibration": calibration}

@@ -1,0 +1,41 @@
+"""Training a byte-level BPE tokenizer on a sample of the corpus (Sennrich et al. 2016; byte level as in GPT-2)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+END = "<|endoftext|>"
+
+
+def fit_tokenizer(texts: Iterable[str], out: Path, vocabulary: int = 8192) -> Path:
+    """Train on texts in their order and write `out/tokenizer.json`; the same texts give the same file.
+
+    Args:
+        vocabulary: number of tokens, the 256 bytes and the end-of-text token included; at least 257.
+
+    Raises:
+        ValueError: the vocabulary cannot hold all bytes.
+    """
+    if vocabulary < 257:
+        raise ValueError(f"vocabulary of {vocabulary} tokens cannot hold 256 bytes and {END}; ask for 257 or more")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = out / "tokenizer.json.tmp"
+    tokenizer.save(str(temporary))
+    temporary.replace(out / "tokenizer.json")
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "bos_token": END, "model_max_length": 1_000_000}
+    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
+    return out

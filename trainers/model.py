@@ -1,0 +1,131 @@
+"""The language model: a Llama of transformers with this project's attention, new or from a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from trainers import attention
+from trainers.data import Batch
+from trainers.loss import token_losses
+from trainers.mixture import END, Corpus
+
+
+class ModelConfig(BaseModel):
+    """Size of a new Llama, under the names of transformers' LlamaConfig; the vocabulary is the tokenizer's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hidden_size: int = Field(192, gt=0)
+    intermediate_size: int = Field(512, gt=0)
+    num_hidden_layers: int = Field(4, gt=0)
+    num_attention_heads: int = Field(3, gt=0)
+    num_key_value_heads: int = Field(3, gt=0)
+    rope_theta: float = Field(10_000.0, gt=0)
+    tie_word_embeddings: bool = True
+
+    @model_validator(mode="after")
+    def _heads(self) -> ModelConfig:
+        if self.hidden_size % self.num_attention_heads or self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be a multiple of num_attention_heads {self.num_attention_heads}, "
+                f"and that one of num_key_value_heads {self.num_key_value_heads}"
+            )
+        if self.hidden_size // self.num_attention_heads % 2:
+            raise ValueError(f"hidden_size / num_attention_heads = {self.hidden_size // self.num_attention_heads} is odd")
+        return self
+
+
+def new_model(config: ModelConfig, corpus: Corpus, row_length: int, seed: int) -> PreTrainedModel:
+    """A Llama with random weights drawn from the seed."""
+    torch.manual_seed(seed)
+    size = config.model_dump(exclude={"rope_theta"})
+    llama = LlamaConfig(
+        **size,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        vocab_size=corpus.vocabulary,
+        max_position_embeddings=row_length,
+        bos_token_id=corpus.end_token,
+        eos_token_id=corpus.end_token,
+        use_cache=False,
+    )
+    return AutoModelForCausalLM.from_config(llama, attn_implementation=attention.NAME, dtype=torch.float32)
+
+
+def load_model(folder: Path) -> PreTrainedModel:
+    """A causal language model from a folder: safetensors only, no remote code, nothing downloaded."""
+    return AutoModelForCausalLM.from_pretrained(
+        folder,
+        attn_implementation=attention.NAME,
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+    )
+
+
+def save_model(model: PreTrainedModel, tokenizer: Path, folder: Path) -> None:
+    """Write a folder that transformers loads with AutoModelForCausalLM and AutoTokenizer."""
+    model.config.use_cache = True  # for those who generate with it
+    model.save_pretrained(folder)
+    model.config.use_cache = False
+    fast = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer / "tokenizer.json"), bos_token=END, eos_token=END)
+    fast.save_pretrained(folder)
+
+
+def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """[tokens, width]: what the head of the language model reads, for each token of a packed batch."""
+    device = model.device
+    return model.base_model(
+        input_ids=torch.from_numpy(batch.inputs)[None].to(device),
+        position_ids=torch.from_numpy(batch.positions)[None].to(device),
+        use_cache=False,
+        document_lengths=batch.lengths.tolist(),
+    ).last_hidden_state[0]
+
+
+def head(model: PreTrainedModel) -> torch.Tensor:
+    """[vocabulary, width]: the matrix of the language-model head."""
+    weight: torch.Tensor = model.get_output_embeddings().weight
+    return weight
+
+
+@torch.no_grad()
+def check_packing(model: PreTrainedModel, batch: Batch, tolerance: float = 1e-4) -> None:
+    """Compare the packed losses of a batch's first documents with those of each alone through the model's own head.
+
+    Raises ValueError if they differ: the architecture ignores the attention function, scales its logits, or keeps state
+    across documents, and packed training would silently learn something else.
+    """
+    training = model.training
+    model.eval()
+    count = min(4, len(batch.lengths))
+    used = int(batch.lengths[:count].sum())
+    few = Batch(batch.inputs[:used], batch.targets[:used], batch.lengths[:count], batch.documents[:count])
+    packed = token_losses(hidden_states(model, few), head(model), torch.from_numpy(few.targets).to(model.device))
+    model.set_attn_implementation("sdpa")
+    alone = [
+        _alone(model, inputs, targets)
+        for inputs, targets in zip(
+            torch.from_numpy(few.inputs).split(few.lengths.tolist()),
+            torch.from_numpy(few.targets).split(few.lengths.tolist()),
+            strict=True,
+        )
+    ]
+    model.set_attn_implementation(attention.NAME)
+    model.train(training)
+    difference = float((packed - torch.cat(alone)).abs().max())
+    if not difference <= tolerance:
+        raise ValueError(
+            f"{model.config.model_type}: packed documents lose up to {difference:.3g} nats per token more or less than alone "
+            f"(allowed {tolerance:.0e}); this architecture cannot be trained on packed rows"
+        )
+
+
+def _alone(model: PreTrainedModel, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    logits: Any = model(input_ids=inputs[None].to(model.device), use_cache=False).logits[0]
+    return torch.nn.functional.cross_entropy(logits.float(), targets.to(model.device), reduction="none")

@@ -1,0 +1,43 @@
+"""Seeded draws: one uniform 64-bit number per document, a function of (seed, id) alone.
+
+Every random choice and every tie goes by them, so that results do not change with the order of shards, batches or workers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def mix64(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser (Steele, Lea and Flood 2014) of uint64 [n]: a bijection that scatters all bits."""
+    with np.errstate(over="ignore"):
+        x = np.asarray(x, dtype=np.uint64) + _GOLDEN
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def draws(seed: int, ids: pa.Array) -> np.ndarray:
+    """uint64 [n], uniform: the draw of each id (any string type, no nulls) under this seed."""
+    from transforms.hashing import hash_spans
+
+    ids = ids.cast(pa.large_string())
+    offsets = np.frombuffer(ids.buffers()[1], dtype=np.int64)[ids.offset : ids.offset + len(ids) + 1]
+    data = np.frombuffer(ids.buffers()[2] or b"", dtype=np.uint8)
+    high, _ = hash_spans(data, offsets[:-1], offsets[1:])
+    return seeded(seed, high)
+
+
+def seeded(seed: int, values: np.ndarray) -> np.ndarray:
+    """uint64 [n], uniform: the draw of each 64-bit value (a cluster, say) under this seed."""
+    return mix64(values ^ mix64(np.array([seed], dtype=np.uint64)))
+
+
+def below(draw: np.ndarray, share: float) -> np.ndarray:
+    """bool [n]: whether a draw falls in the first `share` (0 to 1) of the range of 64-bit numbers."""
+    if share >= 1:
+        return np.ones(len(draw), dtype=bool)
+    return draw < np.uint64(int(share * 2**64))

@@ -1,8 +1,9 @@
 """How Arrow batches cross a shuffle: one Arrow IPC stream per batch, about 0.1 µs per kilobyte each way.
 
 Beam's default coder pickles, and a pickled slice of a batch carries all of its parent. Importing this module registers
-the coder for `pa.RecordBatch`; Beam uses it only where a collection is typed, so annotate what a DoFn or Map returns
-(`Iterator[tuple[int, pa.RecordBatch]]`) or call `.with_output_types`.
+the coder for `pa.RecordBatch`; Beam uses it only where a collection is typed. Write
+`beam.ParDo(f).with_output_types(tuple[int, pa.RecordBatch])`: Beam also reads return annotations, but not in modules
+with `from __future__ import annotations`, where it falls back to pickle without a word.
 """
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ __all__ = ["RecordBatchCoder", "register"]
 class RecordBatchCoder(coders.Coder):
     """Arrow IPC stream of one record batch, schema and its metadata included.
 
-    Batches that are equal give equal bytes unless their null slots hide different values, which is why the coder does
-    not claim to be deterministic: Beam then refuses batches as keys of a shuffle.
+    Batches that are equal give equal bytes unless they are empty or their null slots hide different values, which is
+    why the coder does not claim to be deterministic: Beam then refuses batches as keys of a shuffle.
     """
 
     def encode(self, value: pa.RecordBatch) -> bytes:

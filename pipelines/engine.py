@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
 import logging
 import os
 import re
@@ -31,8 +32,10 @@ __all__ = [
     "Metrics",
     "Plan",
     "balanced",
+    "deal",
     "guard_against_lost_elements",
     "import_path",
+    "own_temporary_folder",
     "quiet",
     "resolve",
     "run_graph",
@@ -124,7 +127,7 @@ def run_graph(
     coders.register()
     guard_against_lost_elements()
     started = time.monotonic()
-    with quiet(), _own_temporary_folder(), _environment(PYTHONPATH=import_path()):
+    with quiet(), own_temporary_folder(), _environment(PYTHONPATH=import_path()):
         beam_options = PipelineOptions(plan.flags)
         runner = _process_runner(beam_options) if plan.processes else plan.runner
         pipeline = beam.Pipeline(runner=runner, options=beam_options)
@@ -168,6 +171,8 @@ def resolve(options: Sequence[str], workers: int = 1, label: str = "") -> Plan:
     _check_unknown(unknown, names, runner)
     if any(str(e).startswith("data_buffer_time_limit_ms") for e in given.experiments or []):
         raise EngineError("--experiments=data_buffer_time_limit_ms brings back a flush timer that loses elements")
+    if given.dry_run or given.template_location:
+        raise EngineError("--dry_run and --template_location run nothing; templates: pipelines.dataflow.write_template")
     flags = [*options, f"--runner={runner}", "--no_save_main_session"]
     if runner != "FnApiRunner":
         if label and not given.job_name:
@@ -180,23 +185,37 @@ def resolve(options: Sequence[str], workers: int = 1, label: str = "") -> Plan:
     return Plan(runner, [*flags, *local], processes)
 
 
-def balanced(elements: Sequence[Any], sizes: Sequence[int], workers: int) -> list[Any]:
-    """Order elements so that dealing them out in turn (element i to worker i mod `workers`) evens out the sum of sizes.
+def deal(elements: Sequence[Any], sizes: Sequence[int], workers: int) -> beam.PTransform:
+    """A source of `elements`, dealt out so that the sums of `sizes` of all worker processes are about equal.
 
-    FnApiRunner deals in just this way after `Create`, so `Create(balanced(...))` without a further Reshuffle keeps all
-    worker processes busy; on other engines the order changes nothing. Longest first, each round of `workers` elements
-    giving its largest to the worker that has least (Graham 1969, with rounds to keep the counts equal).
+    FnApiRunner gives element i of a `Create` to worker i mod `workers`, whatever its size, and with `reshuffle=False`
+    gives all to one worker; on other engines this is a plain `Create`. Largest first, each to the worker that has
+    least (Graham 1969: at most 4/3 of the best possible).
     """
-    order = sorted(range(len(elements)), key=lambda i: -sizes[i])
+    import apache_beam as beam
+
+    rounds = itertools.zip_longest(*_hands(elements, sizes, workers))  # None fills shorter hands: the turns stay right
+    return beam.Create([e for turn in rounds for e in turn]) | beam.Filter(_is_element)
+
+
+def balanced(elements: Sequence[Any], sizes: Sequence[int], workers: int) -> list[Any]:
+    """The elements in the order in which `deal` hands them out."""
+    rounds = itertools.zip_longest(*_hands(elements, sizes, workers))
+    return [e for turn in rounds for e in turn if _is_element(e)]
+
+
+def _hands(elements: Sequence[Any], sizes: Sequence[int], workers: int) -> list[list[Any]]:
+    hands: list[list[Any]] = [[] for _ in range(workers)]
     loads = [0] * workers
-    hands: list[list[int]] = [[] for _ in range(workers)]
-    for first in range(0, len(order), workers):
-        idle_first = sorted(range(workers), key=loads.__getitem__)
-        for worker, i in zip(idle_first, order[first : first + workers], strict=False):
-            hands[worker].append(i)
-            loads[worker] += sizes[i]
-    hands.sort(key=len, reverse=True)  # workers without an element of the last, shorter round come last in each round
-    return [elements[hand[turn]] for turn in range(len(hands[0])) for hand in hands if turn < len(hand)]
+    for i in sorted(range(len(elements)), key=lambda i: -sizes[i]):
+        least = loads.index(min(loads))
+        hands[least].append(elements[i])
+        loads[least] += sizes[i]
+    return hands
+
+
+def _is_element(element: Any) -> bool:
+    return element is not None
 
 
 def _parse(options: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
@@ -218,9 +237,9 @@ def _parse(options: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[
 def _check_runner(name: str | None) -> str:
     if not name:
         return "FnApiRunner"
-    known = {n.lower(): n for n in (*RUNNERS, *REFUSED)}
-    short = name.rsplit(".", 1)[-1].lower()
-    runner = known.get(short) or known.get(short + "runner")
+    known = {n.lower().removesuffix("runner"): n for n in (*RUNNERS, *REFUSED)}
+    short = name.rsplit(".", 1)[-1].lower().removesuffix("runner")
+    runner = known.get(short)
     if runner in REFUSED:
         raise EngineError(f"--runner={name} {REFUSED[runner]}")
     if runner is None:
@@ -328,7 +347,7 @@ def _not_repeated(record: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def _own_temporary_folder() -> Iterator[None]:
+def own_temporary_folder() -> Iterator[None]:
     """Staging folders, which Beam leaves behind, go into a folder of our own that is removed."""
     before = tempfile.tempdir
     with tempfile.TemporaryDirectory(prefix="corpusmill-", ignore_cleanup_errors=True) as folder:

@@ -130,7 +130,8 @@ class Run:
     def mix(self) -> None:
         """Every mixture of the recipe, and the held-out documents as one more."""
         tokenizer = self.plan.tokenizer()
-        described = {"path": _relative(tokenizer, f"{self.folder}/mixtures/x"), "digest": store.folder_digest(tokenizer)}
+        file = f"{tokenizer}/tokenizer.json" if Path(tokenizer).is_dir() else tokenizer
+        described = {"path": _relative(str(Path(file).parent), f"{self.folder}/mixtures/x"), "digest": store.file_digest(file)}
         wanted = {n: (m, f"({m.where}) AND NOT selection.holdout") for n, m in self.plan.mixtures.items()}
         if self.recipe.holdout:
             from pipelines.mix import Mixture

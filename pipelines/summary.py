@@ -67,3 +67,32 @@ def _tokens(job: Run, manifest: dict[str, Any] | None) -> dict[str, dict[str, in
         counts = store.read_table(split.sidecar(f"{job.folder}/scores/tokens"), ["tokens"]).column("tokens")
         before[split.source] = before.get(split.source, 0) + (pc.sum(pc.struct_field(counts, "count")).as_py() or 0)
     return {source: {"before": n, "after": manifest["sources"].get(source, {}).get("asked", 0)} for source, n in before.items()}
+
+
+def show(summary: dict[str, Any]) -> None:
+    """Print the ledger, the tokens by source, the held-out losses and where the report is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipelines.train import verdict
+
+    console = Console()
+    ledger_table = Table("step", "in", "out", "dropped", "quarantined", "splits", "of these reused", title="Ledger (documents): balanced")
+    for step, row in summary["ledger"].items():
+        dropped = ", ".join(f"{reason} {n:,}" for reason, n in row["dropped"].items())
+        ledger_table.add_row(step, *(f"{row[k]:,}" for k in ("in", "out")), dropped, *(f"{row[k]:,}" for k in ("quarantined", "splits", "reused")))
+    console.print(ledger_table)
+    if summary["tokens_by_source"]:
+        tokens = Table("source", "tokens in the corpus", "in the mixture", title="Tokens by source")
+        for source, count in summary["tokens_by_source"].items():
+            tokens.add_row(source, f"{count['before']:,}", f"{count['after']:,}")
+        console.print(tokens)
+    if "heldout_loss" in summary:
+        loss = Table("mixture", "mean", "95 % interval", title=f"Held-out loss, nats per token ({summary['heldout_documents']} documents)")
+        for name, value in summary["heldout_loss"].items():
+            loss.add_row(name, f"{value['mean']:.4f}", f"{value['low']:.4f} to {value['high']:.4f}")
+        console.print(loss)
+        for line in verdict(summary["heldout_difference"]):
+            console.print(line)
+    if "report" in summary:
+        console.print(f"report: {summary['report']}")

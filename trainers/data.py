@@ -3,8 +3,8 @@
 A pass takes every document as often as the mixture says. The k copies of a document are spread evenly: copy c has the
 place (c + u) / k of the pass, u a hash of (seed, pass, document, copy), and documents go in order of their places. So
 each stretch of a pass has the proportions of the whole and a repeat comes about an epoch later. Documents longer than
-a row are split into pieces, none is truncated. Windows of WINDOW consecutive pieces are packed best-fit (fill about 99.8 %)
-and their rows shuffled; a document moves within its window at most.
+a row are split into pieces, none is truncated. Windows of WINDOW consecutive pieces are packed best-fit (fill about
+99.8 %) and their rows shuffled; a document moves within its window at most.
 
 Cost: 60 bytes of memory and about 1 µs per document and pass; a batch is one gather from the mapped tokens.
 """
@@ -12,10 +12,12 @@ Cost: 60 bytes of memory and about 1 µs per document and pass; a batch is one g
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
-from trainers.mixture import Corpus, mix
+from trainers.mixture import Corpus
+from transforms.draws import mix64, seeded
 from transforms.packing import pack, split_lengths
 
 WINDOW = 4096
@@ -49,7 +51,7 @@ class Batch:
                 self.lengths[a:b],
                 self.documents[a:b],
             )
-            for a, b in zip(cuts[:-1], cuts[1:], strict=True)
+            for a, b in pairwise(cuts)
         ]
 
 
@@ -133,7 +135,7 @@ def gather(corpus: Corpus, document: np.ndarray, start: np.ndarray, length: np.n
 
 def plan_pass(corpus: Corpus, row_length: int, seed: int, number: int) -> Plan:
     """The rows of pass `number`: a pure function of its arguments and of the documents' keys, not of their order."""
-    salt = mix(mix(np.array([seed], np.int64).view(np.uint64)) + np.uint64(number))
+    salt = seeded(seed % 2**64, np.array([number], np.uint64))
     parts = []
     for phase in np.unique(corpus.phase):
         documents = _order(corpus, np.flatnonzero(corpus.phase[corpus.source] == phase), salt)
@@ -153,7 +155,7 @@ def _order(corpus: Corpus, documents: np.ndarray, salt: np.ndarray) -> np.ndarra
     copies = corpus.copies[documents]
     document = np.repeat(documents, copies)
     copy = np.arange(len(document)) - np.repeat(np.cumsum(copies) - copies, copies)
-    noise = mix(corpus.key[document] ^ mix(salt + copy.astype(np.uint64)))
+    noise = mix64(corpus.key[document] ^ mix64(salt + copy.astype(np.uint64)))
     place = (copy + noise / 2.0**64) / np.repeat(copies, copies)
     return document[np.lexsort((corpus.key[document], noise, place))]
 
@@ -164,7 +166,7 @@ def _pack_window(
     """Pieces in packed and shuffled order, and the number of pieces of each row."""
     packed = pack(length, row_length)
     sizes = np.diff(packed.offsets)
-    shuffled = np.argsort(mix(mix(salt) + np.arange(len(sizes), dtype=np.uint64)), kind="stable")
+    shuffled = np.argsort(mix64(mix64(salt) + np.arange(len(sizes), dtype=np.uint64)), kind="stable")
     before = np.repeat(packed.offsets[:-1][shuffled], sizes[shuffled])
     within = np.arange(len(length)) - np.repeat(np.cumsum(sizes[shuffled]) - sizes[shuffled], sizes[shuffled])
     order = packed.order[before + within]

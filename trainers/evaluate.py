@@ -21,8 +21,9 @@ from transformers import PreTrainedModel
 
 from trainers.data import Batch, gather
 from trainers.loss import token_losses
-from trainers.mixture import Corpus, mix
+from trainers.mixture import Corpus
 from trainers.model import head, hidden_states
+from transforms.draws import mix64
 from transforms.packing import pack, split_lengths
 
 RESAMPLES = 1000
@@ -119,7 +120,7 @@ def write_losses(table: pa.Table, path: Path) -> None:
 
 def _batches(corpus: Corpus, row_length: int) -> Iterator[Batch]:
     """All documents once, packed into batches of 16 rows, in an order that depends on the documents alone."""
-    order = np.argsort(mix(corpus.key))
+    order = np.argsort(mix64(corpus.key))
     pieces = split_lengths(corpus.length[order], row_length)
     document = order[pieces.document]
     rows = pack(pieces.length, row_length)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn import functional as F
+from torch.nn import functional
 
 CHUNK = 512
 
@@ -38,7 +38,7 @@ def cross_entropy(
 def token_losses(hidden: torch.Tensor, output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """float32 [tokens]: the loss of each token in nats; arguments as for `cross_entropy`."""
     losses = [
-        F.cross_entropy((h @ output.T).float(), t, reduction="none")
+        functional.cross_entropy((h @ output.T).float(), t, reduction="none")
         for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
     ]
     return torch.cat(losses)

@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 from tokenizers import Tokenizer
+
+from transforms.draws import mix64
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +71,7 @@ class Corpus:
     def report(self) -> dict[str, dict[str, Any]]:
         """Per source: documents, tokens on disk (with end tokens), bytes, tokens and epochs of one pass."""
         bytes_ = self.documents["bytes"].to_numpy()
-        report = {}
+        report: dict[str, dict[str, Any]] = {}
         for number, name in enumerate(self.sources):
             own = self.source == number
             tokens, taken = int(self.length[own].sum()), int((self.length * self.copies)[own].sum())
@@ -141,19 +144,12 @@ def take(tokens: np.ndarray, draw: np.ndarray, epochs: float) -> np.ndarray:
     return copies
 
 
-def mix(x: np.ndarray) -> np.ndarray:
-    """uint64 -> uint64 bijection whose output looks random (splitmix64, Steele et al. 2014)."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
 def _check(path: Path, expected: str) -> None:
     found = file_digest(path) if path.is_file() else "no file"
     if found != expected:
         raise ValueError(
-            f"{path}: the manifest expects digest {expected}, found {found}; make the mixture anew with `corpusmill mix`"
+            f"{path}: the manifest expects digest {expected}, found {found}; "
+            "make the mixture anew with `corpusmill mix`"
         )
 
 
@@ -162,7 +158,7 @@ def _digest(*parts: Any) -> str:
 
 
 def _publish(write: Any, target: Path) -> None:
-    """Let `write` fill a folder that appears under its name whole or not at all; who comes second throws theirs away."""
+    """Let `write` fill a folder that appears whole or not at all; who comes second throws theirs away."""
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -222,7 +218,7 @@ def _batches(path: Path) -> Iterator[pa.Table]:
             size = np.cumsum(pc.binary_length(table["text"]).to_numpy())
             cuts = np.flatnonzero(np.diff(size // _BATCH_BYTES)) + 1
             edges = [0, *cuts.tolist(), len(table)]
-            for a, b in zip(edges[:-1], edges[1:], strict=True):
+            for a, b in pairwise(edges):
                 if b > a:
                     yield table.slice(a, b - a)
 
@@ -285,9 +281,9 @@ def _load(cache: Path, manifest: dict[str, Any], tokenizer: Path, digest: str) -
 
 def _keys(documents: pa.Table) -> np.ndarray:
     """uint64 [documents]: equal for equal draw, source, shard and row, whatever file the document lies in."""
-    place = pc.binary_join_element_wise(documents["source"].cast(pa.string()), documents["shard"], "\0").combine_chunks()
-    dictionary = place.dictionary_encode()
-    hashes = np.array([xxhash.xxh3_64_intdigest(name.encode()) for name in dictionary.dictionary.to_pylist()], np.uint64)
-    shard = hashes[dictionary.indices.to_numpy()]
-    return mix(mix(shard ^ mix(documents["row"].to_numpy().astype(np.uint64))) ^ documents["draw"].to_numpy())
+    place = pc.binary_join_element_wise(documents["source"], documents["shard"], "\0").combine_chunks()
+    named = place.dictionary_encode()
+    hashes = [xxhash.xxh3_64_intdigest(name.encode()) for name in named.dictionary.to_pylist()]
+    shard = np.array(hashes, np.uint64)[named.indices.to_numpy()]
+    return mix64(mix64(shard ^ mix64(documents["row"].to_numpy())) ^ documents["draw"].to_numpy())
 

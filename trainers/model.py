@@ -20,12 +20,12 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    hidden_size: int = Field(192, gt=0)
-    intermediate_size: int = Field(512, gt=0)
-    num_hidden_layers: int = Field(4, gt=0)
-    num_attention_heads: int = Field(3, gt=0)
-    num_key_value_heads: int = Field(3, gt=0)
-    rope_theta: float = Field(10_000.0, gt=0)
+    hidden_size: int = Field(default=192, gt=0)
+    intermediate_size: int = Field(default=512, gt=0)
+    num_hidden_layers: int = Field(default=4, gt=0)
+    num_attention_heads: int = Field(default=3, gt=0)
+    num_key_value_heads: int = Field(default=3, gt=0)
+    rope_theta: float = Field(default=10_000.0, gt=0)
     tie_word_embeddings: bool = True
 
     @model_validator(mode="after")
@@ -36,7 +36,7 @@ class ModelConfig(BaseModel):
                 f"and that one of num_key_value_heads {self.num_key_value_heads}"
             )
         if self.hidden_size // self.num_attention_heads % 2:
-            raise ValueError(f"hidden_size / num_attention_heads = {self.hidden_size // self.num_attention_heads} is odd")
+            raise ValueError(f"head width {self.hidden_size // self.num_attention_heads} is odd; rotary needs pairs")
         return self
 
 
@@ -121,8 +121,8 @@ def check_packing(model: PreTrainedModel, batch: Batch, tolerance: float = 1e-4)
     difference = float((packed - torch.cat(alone)).abs().max())
     if not difference <= tolerance:
         raise ValueError(
-            f"{model.config.model_type}: packed documents lose up to {difference:.3g} nats per token more or less than alone "
-            f"(allowed {tolerance:.0e}); this architecture cannot be trained on packed rows"
+            f"{model.config.model_type}: the loss of packed documents differs from that of each alone by up to "
+            f"{difference:.3g} nats per token (allowed {tolerance:.0e}); it cannot be trained on packed rows"
         )
 
 

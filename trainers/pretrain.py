@@ -6,9 +6,9 @@ the step (resume without re-reading), documents of a packed row that provably do
 sum over all target tokens of the batch divided by their number, however the batch is cut.
 
 Files of a run: out/log.jsonl (one line per step), out/data.json (what will be read, written before the first step),
-out/checkpoints/, out/model/, out/evaluation.json, out/evaluation.parquet, and out/result.json, which comes last: with it
-the run is complete. A killed run goes on from its newest whole checkpoint, on a CPU with the same bits as if it had not
-been killed. Tokens are cached in `tokens-…` folders beside `out`, shared by all seeds.
+out/checkpoints/, out/model/, out/evaluation.json, out/evaluation.parquet, and out/result.json, which comes last: with
+it the run is complete. A killed run goes on from its newest whole checkpoint, on a CPU with the same bits as if it had
+not been killed. Tokens are cached in `tokens-…` folders beside `out`, shared by all seeds.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ class TrainConfig(BaseModel):
 
     model: ModelConfig = ModelConfig()  # size of a new model; not used with `start`
     start: Path | None = None  # model folder to go on from, with the mixture's tokenizer
-    tokens: int | None = Field(None, gt=0)  # to train on; None: one pass over the mixture
-    row_length: int = Field(512, ge=2)  # tokens; the longest context
-    batch_tokens: int = Field(8192, gt=0)  # per optimiser step, a multiple of row_length
-    part_tokens: int = Field(16384, gt=0)  # per forward pass; bounds memory, not the result
-    lr: float = Field(3e-3, gt=0)  # peak
+    tokens: int | None = Field(default=None, gt=0)  # to train on; None: one pass over the mixture
+    row_length: int = Field(default=512, ge=2)  # tokens; the longest context
+    batch_tokens: int = Field(default=8192, gt=0)  # per optimiser step, a multiple of row_length
+    part_tokens: int = Field(default=16384, gt=0)  # per forward pass; bounds memory, not the result
+    lr: float = Field(default=3e-3, gt=0)  # peak
     schedule: Schedule = Schedule()
-    weight_decay: float = Field(0.1, ge=0)  # decoupled; matrices only, not embeddings and norms
+    weight_decay: float = Field(default=0.1, ge=0)  # decoupled; matrices only, not embeddings and norms
     betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = Field(1.0, gt=0)  # largest norm of the gradient
+    clip: float = Field(default=1.0, gt=0)  # largest norm of the gradient
     seed: int = 0  # of weights and data order
     precision: Literal["fp32", "bf16", "auto"] = "auto"  # of products; auto: bf16 where the processor has it
     device: str = "cpu"
-    threads: int | None = Field(None, gt=0)  # None: torch's choice; bits are reproducible for a fixed number
-    checkpoint_every: int = Field(500, gt=0)  # steps
+    threads: int | None = Field(default=None, gt=0)  # None: torch's choice; bits are reproducible for a fixed number
+    checkpoint_every: int = Field(default=500, gt=0)  # steps
 
     @property
     def rows(self) -> int:
@@ -108,8 +108,8 @@ class Job(BaseModel):
 def train(config: TrainConfig, mixture: Path, out: Path, heldout: Path | None = None) -> Result:
     """Train on the mixture folder, evaluate on the held-out one, write `out` (see the module); resume what is there.
 
-    A finished run is returned as it is. Raises ValueError for unusable or changed data and for an `out` that holds a run
-    of another config or mixture, FloatingPointError (naming the documents) when the loss is no longer a number.
+    A finished run is returned as it is. Raises ValueError for unusable or changed data and for an `out` that holds a
+    run of another config or mixture, FloatingPointError (naming the documents) when the loss is no longer a number.
     """
     out.mkdir(parents=True, exist_ok=True)
     if config.threads:
@@ -166,7 +166,8 @@ class Run:
 
     def save(self) -> None:
         state = {"step": self.step, "tokens": self.tokens, "by_source": self.by_source.tolist()}
-        state |= {"seconds": self.seconds, "waited": self.waited, "log_bytes": self.log_bytes, "identity": self.identity}
+        state |= {"seconds": self.seconds, "waited": self.waited, "log_bytes": self.log_bytes}
+        state |= {"identity": self.identity}
         checkpoint.save(self.out / "checkpoints", self.model, self.optimiser, state)
 
     def train(self) -> None:
@@ -212,13 +213,14 @@ class Run:
         names = ", ".join(self.corpus.names(documents[:20])) + (" …" if len(documents) > 20 else "")
         kept = checkpoint.newest(self.out / "checkpoints")
         return (
-            f"loss {loss}, gradient norm {norm} at step {self.step + 1}; last good checkpoint: {kept[0] if kept else None}. "
-            f"Lower lr (now {self.config.lr}) or look at the documents of the batch: {names}"
+            f"loss {loss}, gradient norm {norm} at step {self.step + 1}; "
+            f"last good checkpoint: {kept[0] if kept else None}. Lower lr (now {self.config.lr}) "
+            f"or look at the documents of the batch: {names}"
         )
 
 
 def backward(model: PreTrainedModel, batch: Batch, config: TrainConfig) -> tuple[float, float]:
-    """Accumulate the gradient of the batch's mean loss per token, clip it; returns (loss in nats, norm before clipping)."""
+    """Accumulate and clip the gradient of the batch's mean loss per token; (loss in nats, norm before clipping)."""
     total = torch.zeros((), device=model.device)
     for part in batch.parts(config.part_tokens):
         with torch.autocast(model.device.type, torch.bfloat16) if config.bf16 else nullcontext():
@@ -240,8 +242,8 @@ def make_model(config: TrainConfig, corpus: Corpus) -> PreTrainedModel:
         size, longest = model.config.vocab_size, model.config.max_position_embeddings
         if size < corpus.vocabulary or longest < config.row_length:
             raise ValueError(
-                f"{config.start} has {size} token embeddings and positions up to {longest}; the mixture's tokenizer has "
-                f"{corpus.vocabulary} tokens, row_length is {config.row_length}: use the model's own tokenizer in `mix`"
+                f"{config.start} has {size} token embeddings and positions up to {longest}; the mixture's tokenizer "
+                f"has {corpus.vocabulary} tokens, row_length is {config.row_length}: mix with the model's own tokenizer"
             )
     return model.to(config.device)
 
@@ -289,7 +291,7 @@ def check_identity(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> 
     names = [name for name in wanted if found.get(name) != wanted[name]]
     if names:
         differences = "; ".join(f"{name}: there {found.get(name)}, now {wanted[name]}" for name in names)
-        raise ValueError(f"{out} holds a run with other settings or data ({differences}); remove it or choose another folder")
+        raise ValueError(f"{out} holds a run with other settings or data ({differences}); remove it or change `out`")
 
 
 def has_bf16(device: str) -> bool:

@@ -29,7 +29,7 @@ class Schedule(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> Schedule:
         if self.warmup + self.decay > 1:
-            raise ValueError(f"warmup {self.warmup} and decay {self.decay} of the tokens overlap; keep their sum at most 1")
+            raise ValueError(f"warmup {self.warmup} and decay {self.decay} overlap; keep their sum at most 1")
         return self
 
     def __call__(self, tokens: int, budget: int, peak: float, batch_tokens: int) -> float:
@@ -58,7 +58,7 @@ def cosine(share: float, until: float, final: float) -> float:
 
 
 def wsd(share: float, until: float, decay: float, final: float) -> float:
-    """Warm-up, stable phase, linear decay over the last `decay` (MiniCPM, arXiv 2404.06395; linear as in 2405.18392)."""
+    """Warm-up, stable phase, linear decay over the last `decay` (arXiv 2404.06395; linear as in arXiv 2405.18392)."""
     return _shaped(lambda _: 1.0, share, until, decay, final)
 
 

@@ -22,7 +22,7 @@ from numba import njit
 
 from transforms.batch import Batch, Spans
 from transforms.characters import SPACE, classes
-from transforms.text import decode, flags_at, next_line, strip
+from transforms.text import decode, flags_at, inner, next_line, strip
 from transforms.word_counts import count_sentences
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def _phrase_table(phrases: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     return table, first
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _phrases(data: np.ndarray, a: int, b: int, table: np.ndarray, first: np.ndarray) -> int:
     """Which phrases stand in ``data[a:b]`` in any case of ASCII, in bits."""
     found = 0
@@ -70,7 +70,7 @@ def _phrases(data: np.ndarray, a: int, b: int, table: np.ndarray, first: np.ndar
     return found
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _stands(data: np.ndarray, i: int, b: int, word: tuple[int, ...]) -> bool:
     if i + len(word) > b:
         return False
@@ -80,7 +80,7 @@ def _stands(data: np.ndarray, i: int, b: int, word: tuple[int, ...]) -> bool:
     return True
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _citation(data: np.ndarray, i: int, b: int) -> int:
     """Bytes of the citation at `i`; 0 where there is none."""
     if data[i] != _OPEN:
@@ -95,7 +95,7 @@ def _citation(data: np.ndarray, i: int, b: int) -> int:
     return 17 if _stands(data, i, b, _NEEDED) else 0
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _words(data: np.ndarray, a: int, b: int, classes: np.ndarray) -> tuple[int, int, int, bool]:
     """Words of a line as of ``str.split``, characters of the longest, where the citations at its end begin, if it has any."""
     words, longest, now, end, i, cited = 0, 0, 0, a, a, a
@@ -110,7 +110,7 @@ def _words(data: np.ndarray, a: int, b: int, classes: np.ndarray) -> tuple[int, 
     return words, longest, end, cited > a
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _judge(
     data: np.ndarray, a: int, b: int, classes: np.ndarray, table: np.ndarray, first: np.ndarray, min_words: int,
     max_word_length: int,
@@ -181,7 +181,7 @@ def judge_lines(batch: Batch, min_words: int = 3, max_word_length: int = 1000) -
     return JudgedLines(Spans(start, end, offsets), gap, rule, marks)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _cut(out: np.ndarray, n: int, a: int, b: int) -> int:
     if b <= a:
         return n

@@ -205,6 +205,24 @@ def survivors(labels: np.ndarray, priority: np.ndarray, *keys: np.ndarray | pa.A
     return keep
 
 
+def ranks(*keys: np.ndarray | pa.Array) -> np.ndarray:
+    """Place of each document in the order of the keys (as in `survivors`): int64 [documents], 0 to documents - 1.
+
+    Raises ValueError where two documents are equal in all keys.
+    """
+    columns = [_ordinal(key) for key in keys]
+    order = np.lexsort(columns[::-1])
+    same = np.ones(max(0, len(order) - 1), bool)
+    for column in columns:
+        same &= column[order[1:]] == column[order[:-1]]
+    if same.any():
+        i = int(np.flatnonzero(same)[0])
+        raise ValueError(f"documents {order[i]} and {order[i + 1]} are equal in all {len(keys)} keys: add a key")
+    result = np.empty(len(order), np.int64)
+    result[order] = np.arange(len(order))
+    return result
+
+
 def _ordinal(key: np.ndarray | pa.Array) -> np.ndarray:
     """Integers that sort as the key does."""
     if isinstance(key, np.ndarray) and key.dtype.kind in "iu":

@@ -6,6 +6,7 @@ that use it. Every form with an apostrophe is also known with the typographic on
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 _PRONOUNS = "i you he she it we they".split()
@@ -17,15 +18,14 @@ _MODALS = "could might must should would".split()
 _AMBIGUOUS = set("ill its hell shell shed were well whore".split())  # words in their own right
 
 _SPLIT = """y'|all y|all how|'d|'y not|'ve not|ve can|not gon|na got|ta let|'s c'm|on"""
+# Words that hold what would be split, in lower case and with a capital; then those of one form.
+_EITHER_CASE = "doin' goin' nothin' nuthin' ol' somethin' lovin' havin' ma'am o'clock 'cause 'cos 'coz 'cuz 's ‘s co. e.g. i.e."
 _WHOLE = """
-doin doin' goin goin' nothin nothin' nuthin nuthin' ol ol' somethin somethin' lovin lovin' havin havin'
-em 'em ll 'll nuff 'nuff and/or w/o 're 'cause 'cos 'coz 'cuz 'bout ma'am o'clock 's 'S ‘s ‘S 'd
-a.m. p.m. e.g. E.G. i.e. I.E. Ph.D. D.C. v.s. vs. co.
+'em 'll 'nuff 'bout 're 'd and/or w/o a.m. p.m. E.G. I.E. Ph.D. D.C. v.s. vs. ä. ö. ü. C++ ' '' \\t \\n <space> \\")
 Mt. Mr. Mrs. Ms. Dr. St. Jr. Prof. Rep. Rev. Sen. Gen. Gov. Adm. Inc. Ltd. Corp. Bros. Messrs. Md. Mo. Mont.
 Jan. Feb. Mar. Apr. Jun. Jul. Aug. Sep. Sept. Oct. Nov. Dec.
 Ak. Ala. Ariz. Ark. Calif. Colo. Conn. Del. Fla. Ga. Ia. Id. Ill. Ind. Kan. Kans. Ky. La. Mass. Mich. Minn. Miss.
 N.C. N.D. N.H. N.J. N.M. N.Y. Neb. Nebr. Nev. Okla. Ore. Pa. S.C. Tenn. Va. Wash. Wis.
-ä. ö. ü. C++ '' \\t \\n <space> \\")
 """
 _FACES = """
 :) :-) :)) :-)) :))) :-))) (: (-: =) (= :] :-] [: [-: [= =] :o) (o: :} :-} 8) 8-) (-8 ;) ;-) (; (-; :( :-( :(( :-((
@@ -76,9 +76,10 @@ def exceptions() -> dict[str, tuple[str, ...]]:
         found.update({"".join(form): form for form in forms})
     for hour in range(1, 13):
         found.update({f"{hour}{half}": (str(hour), half) for half in ("am", "pm", "a.m.", "p.m.")})
-    whole = _WHOLE.split() + _FACES.split() + [f"{letter}." for letter in "abcdefghijklmnopqrstuvwxyz"]
-    titled = [w.capitalize() if w[0] != "'" else "'" + w[1:].capitalize() for w in whole if w.rstrip("'.").isalpha()]
-    found.update({word: (word,) for word in [*whole, *titled, *("Ma'am", "O'clock", "'Cause", "'Cos", "'Coz", "'Cuz")]
-                  if word not in found})
+    found.update({f"°{scale}.": ("°", scale, ".") for scale in "cfkCFK"})
+    capital = [re.sub(r"\w", lambda letter: letter.group().upper(), word, count=1) for word in _EITHER_CASE.split()]
+    single = [f"{letter}." for letter in "abcdefghijklmnopqrstuvwxyz"]
+    whole = [*_EITHER_CASE.split(), *capital, *_WHOLE.split(), *_FACES.split(), *single]
+    found.update({word: (word,) for word in whole})
     curly = {word.replace("'", "’"): tuple(p.replace("'", "’") for p in parts) for word, parts in found.items()}
     return curly | found

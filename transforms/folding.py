@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from transforms.batch import Batch
 
 # Kinds of table entries, in the highest byte; the lower three hold a code point or a place in the pool of sequences.
-SEPARATOR, REMOVED, DIGIT, SEQUENCE, ALONE = (np.uint32(kind << 24) for kind in (1, 2, 3, 4, 5))
+# Code points (kind 0), sequences and digits are part of a word.
+SEQUENCE, DIGIT, SEPARATOR, REMOVED, ALONE = (np.uint32(kind << 24) for kind in (1, 2, 3, 4, 5))
 _KIND, _VALUE = np.uint32(0xFF << 24), np.uint32(0xFFFFFF)
 LIMIT = 0x30000  # beyond: a plane of ideographs, tags and selectors (removed), private use
 UNSPACED = (  # first and last code points of scripts written without spaces
@@ -167,7 +168,7 @@ def fill_words(text, i, end, entries, pool, out, start, stop, filled):  # type: 
         code, width = decode(text, i, end)
         entry = _entry(code, entries)
         kind = entry & _KIND
-        if kind == 0 or kind == SEQUENCE or kind == DIGIT:
+        if kind <= DIGIT:
             begin = i if begin < 0 else begin
             if kind == 0:
                 h = _absorb(h, entry)

@@ -6,12 +6,12 @@ import numpy as np
 from numba import njit
 
 from transforms.characters import SPACE, TERMINAL
-from transforms.text import flags_at, flags_before, next_line, strip
+from transforms.text import flags_at, flags_before, inner, next_line, strip
 
 _HYPHEN, _STOP, _BULLET, _ELLIPSIS = 45, 46, (0xE2, 0x80, 0xA2), (0xE2, 0x80, 0xA6)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def table_size(pieces: int) -> int:
     """Slots of an open-addressed table for so many pieces: a power of two, at most four fifths full."""
     size = 8
@@ -98,7 +98,7 @@ def count_line_marks(data: np.ndarray, offsets: np.ndarray, classes: np.ndarray)
     return out
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _starts(data: np.ndarray, i: int, stop: int, three: tuple[int, int, int]) -> bool:
     """Whether three bytes stand at `i`."""
     return bool(i + 2 < stop and data[i] == three[0] and data[i + 1] == three[1] and data[i + 2] == three[2])

@@ -12,18 +12,19 @@ import numpy as np
 from numba import njit
 
 from transforms.lines import table_size
+from transforms.text import inner
 
 _K, _HALF = np.uint64(0xE7037ED1A0B428DB), np.uint64(32)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _joined(gram: Any, word: Any) -> Any:
     """The hash of an n-gram and one word more."""
     h = (gram ^ (gram >> _HALF)) * _K + word
     return h ^ (h >> _HALF)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _group(
     grams: np.ndarray, places: np.ndarray, first: np.ndarray, count: np.ndarray, table: np.ndarray
 ) -> None:
@@ -42,7 +43,7 @@ def _group(
         count[table[slot]] += 1
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _characters(data: np.ndarray, start: np.ndarray, end: np.ndarray, word: int, n: int) -> int:
     """Code points of `n` words, without what stands between them."""
     total = 0
@@ -52,7 +53,7 @@ def _characters(data: np.ndarray, start: np.ndarray, end: np.ndarray, word: int,
     return total
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _most_common(places: np.ndarray, first: np.ndarray, count: np.ndarray) -> tuple[int, int]:
     """The place and the number of the most common n-gram, the first one of equals."""
     best, most = 0, 1
@@ -62,7 +63,7 @@ def _most_common(places: np.ndarray, first: np.ndarray, count: np.ndarray) -> tu
     return best, most
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _repeated(
     data: np.ndarray, start: np.ndarray, end: np.ndarray, n: int, places: np.ndarray, first: np.ndarray, count: np.ndarray
 ) -> int:
@@ -80,7 +81,7 @@ def _repeated(
     return total
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _repetition(
     data: np.ndarray, start: np.ndarray, end: np.ndarray, hashes: np.ndarray, work: tuple[np.ndarray, ...],
     grams: np.ndarray, out: np.ndarray,

@@ -15,12 +15,14 @@ from numba import njit
 
 from transforms.characters import BREAK, IDEOGRAPH, LIMIT, SPACE
 
+# For functions that allocate nothing: numba then counts no references to their arrays, which cost more than the work.
+inner = njit(cache=True, nogil=True, _nrt=False)
 NONE = 0xFFFD  # stands for bytes that are no UTF-8
 _K0, _K1, _K2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93), np.uint64(0xA0761D6478BD642F)
 _HALF, _BYTE = np.uint64(32), np.uint64(8)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def decode(data: np.ndarray, i: int, stop: int) -> tuple[int, int]:
     """The code point that starts at byte `i` and its length in bytes; never reads at or past `stop`."""
     c = np.int64(data[i])
@@ -36,7 +38,7 @@ def decode(data: np.ndarray, i: int, stop: int) -> tuple[int, int]:
     return NONE, 1
 
 
-@njit(cache=True, nogil=True)
+@inner
 def flags_at(data: np.ndarray, i: int, stop: int, classes: np.ndarray) -> tuple[int, int]:
     """The class flags of the character at byte `i` (0 at `stop`) and its length in bytes."""
     if i >= stop:
@@ -47,7 +49,7 @@ def flags_at(data: np.ndarray, i: int, stop: int, classes: np.ndarray) -> tuple[
     return (IDEOGRAPH if code < 2 * LIMIT else 0), length
 
 
-@njit(cache=True, nogil=True)
+@inner
 def flags_before(data: np.ndarray, start: int, i: int, classes: np.ndarray) -> tuple[int, int]:
     """The class flags of the character that ends before byte `i` (0 at `start`) and its length in bytes."""
     j = i
@@ -58,7 +60,7 @@ def flags_before(data: np.ndarray, start: int, i: int, classes: np.ndarray) -> t
     return flags_at(data, j, i, classes)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def strip(data: np.ndarray, start: int, stop: int, classes: np.ndarray) -> tuple[int, int]:
     """`start` and `stop` moved inwards over white space, as ``str.strip`` does."""
     while start < stop:
@@ -74,7 +76,7 @@ def strip(data: np.ndarray, start: int, stop: int, classes: np.ndarray) -> tuple
     return start, stop
 
 
-@njit(cache=True, nogil=True)
+@inner
 def hash_bytes(data: np.ndarray, start: int, stop: int) -> Any:
     """A 64-bit hash of ``data[start:stop]``: eight bytes, little endian, per multiply and fold.
 
@@ -143,7 +145,7 @@ def split_lines(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.n
     return start, end, first
 
 
-@njit(cache=True, nogil=True)
+@inner
 def next_line(data: np.ndarray, i: int, stop: int, classes: np.ndarray) -> tuple[int, int]:
     r"""Where the line that starts at `i` ends and where the next one starts, as ``str.splitlines`` has it.
 

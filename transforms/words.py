@@ -14,7 +14,7 @@ from numba import njit
 
 from transforms.characters import BEFORE_STOP, DIGIT, ICON, LETTER, LOWER, PREFIX, QUOTE, SPACE, SPLITS, SUFFIX, UPPER
 from transforms.english import UNITS, exceptions
-from transforms.text import decode, flags_at, flags_before, hash_bytes
+from transforms.text import decode, flags_at, flags_before, hash_bytes, inner
 
 LONGEST_LISTED = 16  # bytes
 _PLUS, _COMMA, _HYPHEN, _STOP, _SLASH, _COLON, _QUESTION, _AT = 43, 44, 45, 46, 47, 58, 63, 64
@@ -39,19 +39,28 @@ def _listed(words: dict[str, tuple[str, ...]]) -> tuple[np.ndarray, np.ndarray]:
     return keys, cuts
 
 
+@inner
+def _ends(data: np.ndarray, a: int, b: int) -> int:
+    """16 bits that tell most words from the exceptions: of the length, the first two bytes and the last."""
+    second = np.int64(data[a + 1]) if b - a > 1 else 0
+    key = np.int64(data[a]) | second << 8 | np.int64(data[b - 1]) << 16 | min(b - a, 255) << 24
+    return (key * 0x9E3779B1 >> 20) & 0xFFFF
+
+
 @functools.cache
 def tables() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Hashes of the exceptions, their cuts, the hashes of the units, and which first and last byte an exception may have."""
+    """Hashes of the exceptions, their cuts, the hashes of the units, and which `_ends` an exception may have."""
     words = exceptions()
     keys, cuts = _listed(words)
     units, _ = _listed({unit: (unit,) for unit in UNITS})
     ends = np.zeros(1 << 16, np.bool_)
-    for word in map(str.encode, words):
-        ends[word[0] << 8 | word[-1]] = True
+    for word in words:
+        data = np.frombuffer(word.encode(), np.uint8)
+        ends[_ends(data, 0, data.size)] = True
     return keys, cuts, units, ends
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _find(data: np.ndarray, a: int, b: int, keys: np.ndarray) -> int:
     """The slot of ``data[a:b]`` among `keys`, or -1."""
     if b - a > LONGEST_LISTED or a >= b:
@@ -65,7 +74,7 @@ def _find(data: np.ndarray, a: int, b: int, keys: np.ndarray) -> int:
     return -1
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _run(data: np.ndarray, i: int, stop: int, byte: int) -> int:
     """How many times `byte` stands at `i` in a row."""
     j = i
@@ -74,7 +83,7 @@ def _run(data: np.ndarray, i: int, stop: int, byte: int) -> int:
     return j - i
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _prefix(data: np.ndarray, a: int, b: int, classes: np.ndarray) -> int:
     """Bytes of the prefix of ``data[a:b]``; 0 where there is none."""
     c = data[a]
@@ -93,7 +102,7 @@ def _prefix(data: np.ndarray, a: int, b: int, classes: np.ndarray) -> int:
     return 0
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _suffix_stop(data: np.ndarray, a: int, b: int, classes: np.ndarray) -> int:
     """Bytes of the full stops that come off the end of ``data[a:b]``."""
     i = b
@@ -107,7 +116,7 @@ def _suffix_stop(data: np.ndarray, a: int, b: int, classes: np.ndarray) -> int:
     return 1 if flags & UPPER and flags_before(data, a, i - length, classes)[0] & UPPER else 0
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _suffix(data: np.ndarray, a: int, b: int, classes: np.ndarray, units: np.ndarray) -> int:
     """Bytes of the longest suffix of ``data[a:b]``; 0 where there is none."""
     if a >= b:
@@ -132,7 +141,7 @@ def _suffix(data: np.ndarray, a: int, b: int, classes: np.ndarray, units: np.nda
     return b - i if i > a and 48 <= data[i - 1] <= 57 and _find(data, i, b, units) >= 0 else 0
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _hyphens(data: np.ndarray, i: int, stop: int, code: int, length: int, classes: np.ndarray) -> int:
     """Bytes of the hyphen or dash at `i` that joins to the letter behind it; 0 where it joins nothing."""
     end = i + length
@@ -143,7 +152,7 @@ def _hyphens(data: np.ndarray, i: int, stop: int, code: int, length: int, classe
     return end - i if flags_at(data, end, stop, classes)[0] & LETTER else 0
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _infix(data: np.ndarray, i: int, stop: int, before: int, classes: np.ndarray) -> tuple[int, int]:
     """Bytes of the infix at `i` (0: none) and of the character there; `before` are the flags of the one before."""
     flags, length = flags_at(data, i, stop, classes)
@@ -173,7 +182,7 @@ def _infix(data: np.ndarray, i: int, stop: int, before: int, classes: np.ndarray
     return 0, length
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _host_end(data: np.ndarray, i: int, stop: int, classes: np.ndarray) -> int:
     """Where the host name or IPv4 address at `i` ends, or -1: labels joined by dots, the last in lower-case letters."""
     label, dots, octets = i, 0, 0
@@ -200,7 +209,7 @@ def _host_end(data: np.ndarray, i: int, stop: int, classes: np.ndarray) -> int:
     return j if dots and small and j - label > 1 else -1
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _is_address(data: np.ndarray, a: int, b: int, classes: np.ndarray) -> bool:
     """Whether ``data[a:b]`` is a URL, a bare domain with or without a path, or an e-mail address."""
     start = a
@@ -233,7 +242,7 @@ def _is_address(data: np.ndarray, a: int, b: int, classes: np.ndarray) -> bool:
             return False
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _split_infixes(data: np.ndarray, a: int, b: int, classes: np.ndarray, start: np.ndarray, end: np.ndarray, n: int) -> int:
     """Writes the pieces of ``data[a:b]`` and returns their number."""
     piece, i, before, found = a, a, 0, False
@@ -257,7 +266,7 @@ def _split_infixes(data: np.ndarray, a: int, b: int, classes: np.ndarray, start:
     return n
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _write_listed(cut: int, a: int, b: int, start: np.ndarray, end: np.ndarray, n: int) -> int:
     """Writes an exception's parts and returns the number of pieces."""
     piece = a
@@ -271,7 +280,7 @@ def _write_listed(cut: int, a: int, b: int, start: np.ndarray, end: np.ndarray, 
     return n + 1
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _split_chunk(
     data: np.ndarray, a: int, b: int, classes: np.ndarray, keys: np.ndarray, cuts: np.ndarray, units: np.ndarray,
     start: np.ndarray, end: np.ndarray, n: int,
@@ -314,7 +323,7 @@ def _split_chunk(
     return n
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _chunk_end(data: np.ndarray, i: int, stop: int, classes: np.ndarray) -> tuple[int, int]:
     """Where the run of characters that are no white space ends, and all their flags together."""
     seen = 0
@@ -348,7 +357,7 @@ def split_words(
             i, seen = _chunk_end(data, a, stop, classes)
             if i == a:
                 i += flags_at(data, a, stop, classes)[1]
-            elif seen & SPLITS or (seen & DIGIT and seen & LETTER) or ends[np.int64(data[a]) << 8 | data[i - 1]]:
+            elif seen & SPLITS or (seen & DIGIT and seen & LETTER) or ends[_ends(data, a, i)]:
                 n = _split_chunk(data, a, i, classes, keys, cuts, units, start, end, n)
             else:
                 start[n], end[n] = a, i

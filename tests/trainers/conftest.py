@@ -11,7 +11,11 @@ import xxhash
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END = "<|endoftext|>"
-WORDS = "the a one red blue old new cat dog tree stone river sees takes finds wants keeps and then near under".split()
+WORDS = [
+    "the", "a", "one", "red", "blue", "old", "new", "cat", "dog",
+    "tree", "stone", "river", "sees", "takes",
+    "finds", "wants", "keeps", "and", "then", "near", "under",
+]
 
 
 def toy_text(generator: np.random.Generator, documents: int, mean: float = 30) -> list[str]:

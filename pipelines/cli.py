@@ -1,0 +1,164 @@
+"""The command line. Progress goes to standard error; `--json` makes the last line of standard output one JSON object.
+
+Exit codes: 0 done, 1 a bug, 2 a mistake in the command or recipe, 3 more of the input is unreadable than the recipe allows.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Curate training corpora at the speed of columns, with a ledger that balances and a trainer that measures the result.",
+)
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
+Workers = Annotated[int, typer.Option(help="Worker processes on this machine; 1 runs in this process.", min=1)]
+Folder = Annotated[str | None, typer.Option("--run", help="Run folder; runs/NAME of the recipe by default.")]
+Options = Annotated[list[str] | None, typer.Argument(help="After --: options of Beam, as --runner=DataflowRunner.")]
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of one that comes along (quickstart).")],
+    options: Options = None,
+    folder: Folder = None,
+    workers: Workers = 1,
+    until: Annotated[str, typer.Option(help="Stop after this step: score, dedupe, fit, select, mix, train or report.")] = "report",
+    as_json: Json = False,
+) -> None:
+    """Run a recipe. What is already there and current is not computed again."""
+    _guarded(lambda: _run(recipe, folder, options or [], workers, until), as_json)
+
+
+def _run(recipe: str, folder: str | None, options: list[str], workers: int, until: str) -> dict[str, Any]:
+    from pipelines import summary
+    from pipelines.recipe import RecipeError, load, nearest
+    from pipelines.run import STEPS
+    from pipelines.run import run as run_recipe
+
+    if until not in STEPS:
+        raise RecipeError(f"--until: no step {until!r}{nearest(until, STEPS)}")
+    checked = load(recipe)
+    result = run_recipe(checked, folder or f"runs/{checked.name}", options, workers, until)
+    summary.show(result)
+    bad, all_ = len(result["shards"]["quarantined"]), result["shards"]["read"] + len(result["shards"]["quarantined"])
+    if bad / max(all_, 1) > checked.quarantine or not result["shards"]["read"]:
+        result["exit_code"] = 3
+        typer.echo(f"{bad} of {all_} shards could not be read whole; the recipe allows a share of {checked.quarantine:g}", err=True)
+    return result
+
+
+@app.command("sample-corpus")
+def sample_corpus(
+    out: Annotated[Path, typer.Option(help="Folder for the shards, one folder per source.")],
+    target_mb: Annotated[float, typer.Option(help="Megabytes of text aimed at.", min=0.1)] = 60,
+    as_json: Json = False,
+) -> None:
+    """Make a corpus of real text found on this machine: source files, docstrings, manuals, READMEs, licences, changelogs."""
+
+    def build() -> dict[str, Any]:
+        from pipelines.sample_corpus import build
+
+        return build(out, target_mb).json()
+
+    _guarded(build, as_json, show=True)
+
+
+@app.command()
+def sql(
+    folder: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    query: Annotated[str, typer.Argument(help="SQL over documents, index, ledger, shards, mixture, mixtures, training, evaluation.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as one JSON object.")] = False,
+) -> None:
+    """Query a run with DuckDB. A condition tried here as WHERE means the same under `select` in a recipe."""
+
+    def ask() -> dict[str, Any]:
+        from sql.views import query as ask_run
+
+        table = ask_run(folder, query)
+        if not as_json:
+            _print_table(table)
+        return {"rows": table.num_rows, "columns": table.column_names, "data": table.to_pylist() if as_json else []}
+
+    _guarded(ask, as_json)
+
+
+@app.command()
+def report(folder: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")], as_json: Json = False) -> None:
+    """Write RUN/report.html: one page that opens offline."""
+
+    def write() -> dict[str, Any]:
+        from pipelines.report import write_report
+
+        return {"report": write_report(folder)}
+
+    _guarded(write, as_json, show=True)
+
+
+def _print_table(table: Any) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    shown = Table()
+    for name in table.column_names:
+        shown.add_column(escape(name))
+    for row in table.slice(0, 200).to_pylist():
+        shown.add_row(*(escape(str(v)[:400]) if v is not None else "" for v in row.values()))
+    Console().print(shown)
+    if table.num_rows > 200:
+        typer.echo(f"… {table.num_rows - 200} more rows; add LIMIT, or --json for all", err=True)
+
+
+def _guarded(work: Callable[[], dict[str, Any]], as_json: bool, show: bool = False) -> None:
+    """Run a command; mistakes become one message and exit code 2, everything else is a bug and keeps its traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    started = time.perf_counter()
+    try:
+        result = work()
+    except Exception as error:
+        code = _code(error)
+        if code == 1:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        if as_json:
+            typer.echo(json.dumps({"error": str(error), "exit_code": code}))
+        raise typer.Exit(code) from None
+    code = result.get("exit_code", 0)
+    if as_json:
+        typer.echo(json.dumps({"exit_code": code, "seconds": round(time.perf_counter() - started, 3), **result}, default=str))
+    elif show:
+        for name, value in result.items():
+            typer.echo(f"{name}: {value}")
+    raise typer.Exit(code)
+
+
+def _code(error: Exception) -> int:
+    """2 for mistakes of the user, the error's own code where it has one, 1 for bugs."""
+    from pipelines.mix import MixError
+    from pipelines.recipe import RecipeError
+    from sql.expressions import ExpressionError
+
+    if hasattr(error, "exit_code"):
+        return int(error.exit_code)
+    mistakes = (RecipeError, MixError, ExpressionError, FileNotFoundError, PermissionError, NotADirectoryError)
+    return 2 if isinstance(error, mistakes) else 1
+
+
+def main() -> None:
+    """Entry point of the `corpusmill` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,309 @@
+"""A run folder as DuckDB views: `documents`, `index`, `shards`, `ledger`, `mixture`, `mixtures`, `training`, `evaluation`, `losses`.
+
+Views are defined in the `.sql` files beside this module; here the paths of the run are put in. Only files that belong to
+the recipe and the shards of the current run are read. Joins stream: the text is never a side that is held in memory, and
+columns that a query does not name are not read. What a run has not made yet has no view or no column.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+log = logging.getLogger("corpusmill")
+MEMORY = "1GB"
+HELDOUT = "heldout"
+OWN = ("source", "shard", "row", "id", "bytes", "characters", "draw", "holdout")  # as in a recipe, these hide a shard's own
+
+SHARDS = pa.schema(
+    {"number": pa.int64(), "source": pa.string(), "shard": pa.string(), "path": pa.string(), "bytes": pa.int64(), "rows": pa.int64()}
+    | {"row_groups": pa.int64(), "digest": pa.string(), "cause": pa.string()}
+)
+MIXTURES = pa.schema(
+    {"mixture": pa.string(), "source": pa.string(), "weight": pa.float64(), "documents": pa.int64(), "tokens": pa.int64()}
+    | {"available": pa.int64(), "asked": pa.int64(), "epochs": pa.float64(), "phase": pa.int64(), "mixture_digest": pa.string()}
+)
+MEASURES = [f"{unit}{end}" for unit in ("nats_per_token", "bits_per_byte") for end in ("", "_low", "_high")]
+EVALUATION = pa.schema(
+    {"mixture": pa.string(), "seed": pa.int64(), "source": pa.string(), "documents": pa.int64(), "tokens": pa.int64(), "bytes": pa.int64()}
+    | dict.fromkeys(MEASURES, pa.float64())
+)
+
+
+class QueryError(ValueError):
+    """A folder that is no run, or SQL that DuckDB refuses; the message is DuckDB's own, with its candidates."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of the current run; `number` is that of its shard in the `shards` table."""
+
+    number: int
+    source: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What the views need to know of a run."""
+
+    path: Path
+    recipe: Mapping[str, Any]
+    shards: Sequence[Mapping[str, Any]]
+    splits: Sequence[Split]
+
+    @classmethod
+    def open(cls, run: str) -> Folder:
+        path = Path(run)
+        if not (path / "shards.json").is_file() or not (path / "recipe.yaml").is_file():
+            raise QueryError(f"{run} is not a run folder: it has no shards.json and recipe.yaml; give the folder that `corpusmill run` wrote")
+        shards = json.loads((path / "shards.json").read_text())
+        return cls(path, yaml.safe_load((path / "recipe.yaml").read_text()), shards, list(_splits(path, shards)))
+
+    @property
+    def text(self) -> str:
+        return self.recipe.get("text", "text")
+
+    @property
+    def union(self) -> bool:
+        """Whether shards differ in their columns."""
+        return len({json.dumps(s["columns"]) for s in self.shards if not s["cause"]}) > 1
+
+    @property
+    def sidecars(self) -> list[tuple[str, str]]:
+        """(folder, column) of every sidecar the recipe asks for, in the order of the columns."""
+        scores = [*self.recipe.get("score", {}), *(["tokens"] if self.recipe.get("tokenizer") else [])]
+        columns = [(f"scores/{name}", name) for name in scores]
+        return [*columns, *((f"dedupe/{name}", name) for name in self.recipe.get("dedupe", {})), ("selection", "selection")]
+
+    @property
+    def ledgers(self) -> list[str]:
+        """Ledger files of the recipe's steps, whatever other recipes have left in the folder."""
+        parts = {"scores": {n for _, n in self.sidecars}, "mix": {*self.recipe.get("mix", {}), HELDOUT}, "sample": self.recipe.get("fit", {})}
+        parts |= dict.fromkeys(("signatures", "dedupe"), self.recipe.get("dedupe", {}))
+        found = []
+        for file in sorted((self.path / "ledger").glob("*.parquet")):
+            step, _, rest = file.stem.partition(".")
+            if not rest or any(rest == name or rest.startswith(f"{name}.") for name in parts.get(step, ())):
+                found.append(str(file))
+        return found
+
+    def has(self, sidecar: str) -> bool:
+        return any((self.path / sidecar / s.source / f"{s.name}.parquet").is_file() for s in self.splits)
+
+    def files(self, sidecar: str) -> dict[str, str]:
+        """Literals of the files of a sidecar that are there, and of the numbers of their shards."""
+        held = [(s.number, f) for s in self.splits if (f := self.path / sidecar / s.source / f"{s.name}.parquet").is_file()]
+        return {"numbers": f"({_literal([n for n, _ in held])}::BIGINT[])", "files": _literal([str(f) for _, f in held])}
+
+    def manifests(self) -> dict[str, dict[str, Any]]:
+        names = [*self.recipe.get("mix", {}), HELDOUT]
+        return {n: json.loads(f.read_text()) for n in names if (f := self.path / "mixtures" / n / "manifest.json").is_file()}
+
+    def trainings(self) -> Iterator[tuple[str, int, Path]]:
+        """(mixture, seed, folder) of every training run that has begun."""
+        train = self.recipe.get("train") or {}
+        for mixture in train.get("mixtures", ()):
+            for seed in train.get("seeds", ()):
+                folder = self.path / "training" / mixture / f"seed{seed}"
+                if folder.is_dir():
+                    yield mixture, seed, folder
+
+
+def _splits(path: Path, shards: Sequence[Mapping[str, Any]]) -> Iterator[Split]:
+    """The splits of the current shards by the ledger of the first step, which lists each once."""
+    ledger = path / "ledger" / "index.parquet"
+    if not ledger.is_file():
+        return
+    numbers = {(s["source"], s["name"]): n for n, s in enumerate(shards) if not s["cause"]}
+    for row in pq.read_table(ledger, columns=["source", "shard", "split", "quarantined"]).to_pylist():
+        number = numbers.get((row["source"], row["shard"]))
+        if number is not None and not row["quarantined"]:
+            yield Split(number, row["source"], row["split"])
+
+
+def connect(run: str) -> duckdb.DuckDBPyConnection:
+    """An in-memory database with the views of a run; what does not fit 1 GB spills to a temporary folder.
+
+    Raises:
+        QueryError: there is no run in this folder, or its files cannot be read.
+    """
+    folder = Folder.open(run)
+    spill = tempfile.mkdtemp(prefix="corpusmill-sql-")
+    connection = duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": spill, "autoinstall_known_extensions": False})
+    weakref.finalize(connection, shutil.rmtree, spill, ignore_errors=True)
+    try:
+        _views(connection, folder, Path(spill))
+    except duckdb.Error as error:
+        raise QueryError(f"{run}: {error}") from error
+    return connection
+
+
+def query(run: str, sql: str) -> pa.Table:
+    """The result of one query on the views of a run.
+
+    Raises:
+        QueryError: as `connect`; or DuckDB refuses the query.
+    """
+    connection = connect(run)
+    try:
+        result = connection.sql(sql)
+        return pa.table({}) if result is None else result.to_arrow_table()
+    except duckdb.Error as error:
+        raise QueryError(str(error)) from error
+    finally:
+        connection.close()
+
+
+def _views(connection: duckdb.DuckDBPyConnection, folder: Folder, spill: Path) -> None:
+    _tables(connection, folder)
+    if folder.splits:
+        _execute(connection, "index", **folder.files("index"))
+        _documents(connection, folder, spill)
+    if folder.ledgers:
+        _execute(connection, "ledger", files=_literal(folder.ledgers))
+    mixtures = [(name, [f"{folder.path}/mixtures/{name}/{f}" for f in files]) for name, files in _mixture_files(folder).items()]
+    parts = [_filled("mixture", mixture=_literal(n), files=_literal(f), union=_literal(folder.union)) for n, f in mixtures if f]
+    _create_union(connection, "mixture", parts)
+    for view, file in (("training", "log.jsonl"), ("losses", "evaluation.parquet")):
+        found = [(mixture, seed, path / file) for mixture, seed, path in folder.trainings()]
+        held = [f for f in found if f[2].is_file() and f[2].stat().st_size]
+        parts = [_filled(view, mixture=_literal(m), seed=_literal(s), file=_literal(str(f))) for m, s, f in held]
+        _create_union(connection, view, parts)
+
+
+def _tables(connection: duckdb.DuckDBPyConnection, folder: Folder) -> None:
+    """What is small and lies in JSON becomes tables: shards, mixtures, evaluation."""
+    _create_table(connection, "shards", SHARDS, [_shard(n, s) for n, s in enumerate(folder.shards)])
+    rows = [
+        {"mixture": name, "source": source, "mixture_digest": manifest["digest"], **{k: v for k, v in part.items() if k in MIXTURES.names}}
+        for name, manifest in folder.manifests().items()
+        for source, part in manifest["sources"].items()
+    ]
+    if rows:
+        _create_table(connection, "mixtures", MIXTURES, rows)
+    found = [(m, s, path / "evaluation.json") for m, s, path in folder.trainings()]
+    rows = [row for mixture, seed, file in found if file.is_file() for row in _evaluations(mixture, seed, json.loads(file.read_text()))]
+    if rows:
+        _create_table(connection, "evaluation", EVALUATION, rows)
+
+
+def _shard(number: int, shard: Mapping[str, Any]) -> dict[str, Any]:
+    rows = [group[0] for group in shard["groups"]]
+    return {"number": number, "shard": shard["name"], "bytes": shard["size"], "rows": sum(rows), "row_groups": len(rows)} | {
+        k: shard[k] for k in ("source", "path", "digest", "cause")
+    }
+
+
+def _evaluations(mixture: str, seed: int, evaluation: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Rows of one evaluation: every source, and all together with source NULL."""
+    for source, entry in [(None, evaluation["overall"]), *evaluation["sources"].items()]:
+        row = {"mixture": mixture, "seed": seed, "source": source, **{k: v for k, v in entry.items() if k in EVALUATION.names}}
+        for unit in ("nats_per_token", "bits_per_byte"):
+            row[f"{unit}_low"], row[f"{unit}_high"] = entry[f"{unit}_interval"]
+        yield row
+
+
+def _documents(connection: duckdb.DuckDBPyConnection, folder: Folder, spill: Path) -> None:
+    columns = [f"i.{name}" for name in OWN[:6]]
+    joins = []
+    sidecars = [(column, folder.files(path)) for path, column in folder.sidecars if folder.has(path)]
+    hidden = {*OWN, *(column for column, _ in sidecars)}
+    raw = _readable(folder, spill)
+    if raw:
+        joins.append(_filled("raw", numbers=f"({_literal(list(raw))}::BIGINT[])", files=_literal(list(raw.values())), union=_literal(folder.union)))
+        names = dict.fromkeys(n for s in folder.shards if not s["cause"] for n, _ in s["columns"])
+        columns += [_text(folder) if n == folder.text else f"raw.{_name(n)}" for n in names if n not in hidden]
+    for k, (column, files) in enumerate(sidecars):
+        joins.append(_filled("sidecar", column=_name(column), alias=f"sidecar{k}", **files))
+        columns.append(f"sidecar{k}.{_name(column)}")
+        if column == "selection":
+            columns += [f"sidecar{k}.selection.{name} AS {name}" for name in ("draw", "holdout")]
+    _execute(connection, "documents", columns=",\n    ".join(columns), joins="".join(joins))
+
+
+def _text(folder: Folder) -> str:
+    """The text as admitted: binary columns decoded, NULs removed (invalid UTF-8 is repaired by `_readable`)."""
+    kinds = {kind for s in folder.shards if not s["cause"] for n, kind in s["columns"] if n == folder.text}
+    column = f"raw.{_name(folder.text)}"
+    text = f"decode({column}, 'replace')" if any("binary" in kind for kind in kinds) else column
+    return f"CASE WHEN i.repaired LIKE '%nul' THEN replace({text}, chr(0), '') ELSE {text} END AS {_name(folder.text)}"
+
+
+def _readable(folder: Folder, spill: Path) -> dict[int, str]:
+    """Number of each shard with splits -> path DuckDB can read: a repaired copy where text is not UTF-8, which DuckDB refuses."""
+    wanted = {s.number: folder.shards[s.number]["path"] for s in folder.splits}
+    missing = [path for path in wanted.values() if "://" in path or not Path(path).is_file()]
+    if missing:
+        log.warning("%s is not here, so documents have no text and no columns of their shards; start in the folder that the run was started in", missing[0])
+        return {}
+    ledger = pq.read_table(folder.path / "ledger" / "index.parquet", columns=["source", "shard", "repaired"]).to_pylist()
+    broken = {(r["source"], r["shard"]) for r in ledger if any("invalid_utf8" in reason for reason, _ in r["repaired"])}
+    return {n: _repaired(p, folder.text, spill / f"{n}.parquet") if _place(folder.shards[n]) in broken else p for n, p in wanted.items()}
+
+
+def _place(shard: Mapping[str, Any]) -> tuple[str, str]:
+    return shard["source"], shard["name"]
+
+
+def _repaired(path: str, text: str, copy: Path) -> str:
+    """A copy of a shard whose text has U+FFFD for invalid bytes, in batches; rare, so it may go value by value."""
+    source = pq.ParquetFile(path)
+    at = source.schema_arrow.get_field_index(text)
+    schema = source.schema_arrow.set(at, pa.field(text, pa.large_string()))
+    with pq.ParquetWriter(copy, schema, compression="zstd") as sink:
+        for batch in source.iter_batches(batch_size=1024):
+            values = batch.column(at).cast(pa.large_binary()).to_pylist()
+            fixed = pa.array([v if v is None else v.decode("utf-8", "replace") for v in values], pa.large_string())
+            sink.write_batch(batch.set_column(at, schema.field(at), fixed))
+    return str(copy)
+
+
+def _mixture_files(folder: Folder) -> dict[str, list[str]]:
+    return {n: [f["path"] for part in m["sources"].values() for f in part["files"]] for n, m in folder.manifests().items()}
+
+
+def _create_table(connection: duckdb.DuckDBPyConnection, name: str, schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> None:
+    connection.register("rows_of_table", pa.Table.from_pylist(list(rows), schema))
+    connection.execute(f"CREATE TABLE {name} AS SELECT * FROM rows_of_table")
+    connection.unregister("rows_of_table")
+
+
+def _create_union(connection: duckdb.DuckDBPyConnection, name: str, parts: Sequence[str]) -> None:
+    if parts:
+        connection.execute(f"CREATE VIEW {name} AS\n" + "UNION ALL BY NAME\n".join(parts))
+
+
+def _execute(connection: duckdb.DuckDBPyConnection, template: str, **values: str) -> None:
+    connection.execute(_filled(template, **values))
+
+
+def _filled(template: str, **values: str) -> str:
+    """The SQL file of this name with values put in; values are literals or quoted names, never bare text of a run."""
+    return Template(resources.files(__package__).joinpath(f"{template}.sql").read_text()).substitute(values)
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_literal, value))}]"
+    return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value).lower()
+
+
+def _name(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

@@ -26,6 +26,7 @@ from pipelines.tables import MisalignedError, Struct, Tables
 from sql.expressions import Expression, evaluate
 
 PARTITION_DOCUMENTS = 200_000  # one partition of the shuffle, about 20 MB in the worker that decides it
+BLOCK = tuple[int, pa.RecordBatch]  # what the shuffles carry, under the Arrow coder
 FLAGS = pa.struct(
     [
         pa.field("cluster", pa.uint64(), nullable=False),
@@ -65,20 +66,19 @@ def exact(context: Context, tables: Tables, splits: Sequence[Split], method: Exa
     if all(record is not None for record in held.values()):
         return struct, context.settle(splits, [Record(**{**r, "reused": True}) for r in held.values() if r])
     partitions = max(1, -(-documents // PARTITION_DOCUMENTS))
-    numbered = {s: i for i, s in enumerate(splits)}
 
     def build(pipeline: beam.Pipeline) -> beam.PCollection:
         return (
             pipeline
-            | beam.Create([(numbered[s], s) for s in context.deal(splits)], reshuffle=False)
-            | "Key" >> beam.ParDo(KeyBlocks(tables, method.prefer, partitions))
+            | "Splits" >> context.deal(splits, list(enumerate(splits)))
+            | "Key" >> beam.ParDo(KeyBlocks(tables, method.prefer, partitions)).with_output_types(BLOCK)
             | "ByHash" >> beam.GroupByKey()
-            | "Decide" >> beam.ParDo(Decide())
+            | "Decide" >> beam.ParDo(Decide()).with_output_types(BLOCK)
             | "BySplit" >> beam.GroupByKey()
             | "Flag" >> beam.ParDo(WriteFlags(context.run, struct, "dedupe:exact", splits))
         )
 
-    records = [Record(**item) for item in context.graph("dedupe exact", build, len(splits))]
+    records = [Record(**item) for item in context.graph("dedupe exact", build, len(splits), documents)]
     return struct, context.settle(splits, records)
 
 

@@ -84,22 +84,17 @@ def shares(context: Context, tables: Tables, splits: Sequence[Split], name: str,
         MixError: a source with a weight has no document, or would have to be repeated more than `max_epochs` times.
     """
     sources = sorted({s.source for s in splits})
-    everything = [Statistic(source, "draw", share=1.0, where=_of(where, source), weight=TOKENS) for source in sources]
+    everything = [Statistic(source, "draw", share=1.0, where=where, weight=TOKENS, source=source) for source in sources]
     found = remembered(context, tables, splits, everything, documents)
     asked = _asked(name, mixture, {s: found[s].weight for s in sources})
     partly = [
-        Statistic(source, "draw", total=asked[source], where=_of(where, source), weight=TOKENS)
+        Statistic(source, "draw", total=asked[source], where=where, weight=TOKENS, source=source)
         for source in asked
         if asked[source] < found[source].weight
     ]
     cuts = remembered(context, tables, splits, partly, documents)
     last = 2**64 - 1
     return {s: Share(found[s].weight, found[s].documents, asked[s], int(cuts[s].value or 0) if s in cuts else last) for s in asked}
-
-
-def _of(where: str, source: str) -> str:
-    quoted = source.replace("'", "''")
-    return f"({where}) AND source = '{quoted}'"
 
 
 def _asked(name: str, mixture: Mixture, available: Mapping[str, int]) -> dict[str, int]:

@@ -9,7 +9,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,34 +47,58 @@ def _seen(run: str, since: float) -> tuple[int, int, int]:
 
 @contextmanager
 def follow(run: str, label: str, splits: int) -> Iterator[None]:
-    """Show documents/s, MB/s and the time left of a step on standard error while the body runs."""
+    """Show documents/s, MB/s and the time left of a step while the body runs."""
+    started = time.time()
+
+    def state() -> tuple[float, str]:
+        count, documents, size = _seen(run, started)
+        seconds = max(time.time() - started, 1e-3)
+        rate = f"{documents / seconds:,.0f} docs/s, {size / 1e6 / seconds:.1f} MB/s" if documents else ""
+        return min(count, splits) / max(splits, 1), rate
+
+    with shown({label: state}):
+        yield
+
+
+@contextmanager
+def shown(tasks: Mapping[str, Callable[[], tuple[float, str]]]) -> Iterator[None]:
+    """Bars on standard error for tasks that tell (share done, words); without a terminal, a line when they end and each minute.
+
+    `tasks` may grow while the body runs.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description:<18}"),
-        BarColumn(24),
-        MofNCompleteColumn(),
-        TextColumn("splits {task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    started, done = time.time(), threading.Event()
-    with Progress(*columns, console=console, transient=not console.is_terminal) as bar:
-        task = bar.add_task(label, total=splits, rate="")
+    columns = (TextColumn("{task.description:<26}"), BarColumn(24), TextColumn("{task.fields[words]}"), TimeElapsedColumn(), TimeRemainingColumn())
+    bars: dict[str, TaskID] = {}
+    done, started, said = threading.Event(), time.time(), time.time()
 
-        def watch() -> None:
-            while not done.wait(0.5):
-                count, documents, size = _seen(run, started)
-                seconds = max(time.time() - started, 1e-3)
-                bar.update(task, completed=min(count, splits), rate=f"{documents / seconds:,.0f} docs/s {size / 1e6 / seconds:.1f} MB/s")
+    def look() -> dict[str, tuple[float, str]]:
+        states = {name: state() for name, state in list(tasks.items())}
+        for name, (share, words) in states.items():
+            bars.setdefault(name, progress.add_task(name, total=1.0, words=""))
+            progress.update(bars[name], completed=share, words=words)
+        return states
 
+    def watch() -> None:
+        nonlocal said
+        while not done.wait(0.5):
+            states = look()
+            if not console.is_terminal and time.time() - said > 60:
+                said = time.time()
+                for name, (share, words) in states.items():
+                    console.print(f"{name}: {share:.0%} after {said - started:.0f} s  {words}", highlight=False)
+
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
         try:
             yield
-            bar.update(task, completed=splits)
         finally:
             done.set()
             watcher.join()
+            for name, (_, words) in look().items():
+                progress.update(bars[name], completed=1.0)
+                if not console.is_terminal:
+                    console.print(f"{name}: {time.time() - started:.1f} s  {words}", highlight=False)

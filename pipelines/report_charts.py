@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import pairwise
+from math import log10
 from typing import Any
 
 import plotly.graph_objects as go
@@ -15,7 +17,7 @@ KEPT, REFUSED, MARK, LOST = "#2a7f9e", "#cdd4da", "#c2410c", "#d9825b"
 SERIES = ("#2a7f9e", "#d08c2f", "#7a5ea8", "#4c9a6a", "#b8517a", "#5b7083", "#a3a02e", "#8c5a3c")
 REASONS = ("#d9825b", "#e0b15e", "#a78bb5", "#83b09a", "#c98ba0", "#a8b2ba", "#bdb76b", "#b39c8a")
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"]}
+CONFIG = {"displayModeBar": False, "responsive": True}
 
 
 def embedded(figure: go.Figure) -> str:
@@ -27,13 +29,13 @@ def _figure(title: str, x: str, y: str, height: int = 340, **layout: Any) -> go.
     figure = go.Figure()
     axis = {"gridcolor": GRID, "linecolor": GRID, "zerolinecolor": GRID, "automargin": True}
     figure.update_layout(
-        title={"text": escape(title), "font": {"size": 15, "color": INK}, "x": 0, "xref": "paper", "xanchor": "left", "y": 0.97, "yanchor": "top"},
+        title={"text": escape(title), "font": {"size": 15, "color": INK}, "x": 0, "xref": "container", "xanchor": "left", "pad": {"l": 4, "t": 10}, "y": 1, "yanchor": "top"},
         font={"family": FONT, "size": 12, "color": MUTED},
         height=height,
         margin={"l": 8, "r": 12, "t": 64, "b": 8},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        legend={"orientation": "h", "x": 0, "y": 1.0, "xanchor": "left", "yanchor": "bottom", "traceorder": "normal"},
+        legend={"orientation": "h", "xref": "container", "x": 0, "y": 1.0, "xanchor": "left", "yanchor": "bottom", "traceorder": "normal"},
         hoverlabel={"font": {"family": FONT}},
         xaxis={"title": {"text": escape(x)}, **axis},
         yaxis={"title": {"text": escape(y)}, **axis},
@@ -69,9 +71,10 @@ def flow(stages: Sequence[tuple[str, int, bool]]) -> go.Figure:
 def histogram(h: Histogram, thresholds: Sequence[Threshold], grouped: bool) -> go.Figure:
     """Documents per bin, kept ones below the others, with every threshold drawn in."""
     figure = _figure(h.column, h.unit or h.column.rpartition(".")[2], "documents", height=290, barmode="stack")
-    centers = [(a * b) ** 0.5 if h.logarithmic else (a + b) / 2 for a, b in zip(h.edges, h.edges[1:], strict=False)]
-    widths = [b - a for a, b in zip(h.edges, h.edges[1:], strict=False)]
-    ranges = [f"{a:.4g} to {b:.4g}" for a, b in zip(h.edges, h.edges[1:], strict=False)]
+    bins = list(pairwise(h.edges))
+    centers = [(a + b) / 2 for a, b in bins]
+    widths = [b - a for a, b in bins]
+    ranges = [f"{a:.4g} to {b:.4g}" for a, b in bins]
     groups = [("kept", h.kept, KEPT), ("not kept", h.refused, REFUSED)] if grouped else [("documents", h.kept, KEPT)]
     for name, counts, color in groups:
         figure.add_bar(x=centers, y=counts, width=widths, name=name, marker={"color": color, "line": {"width": 0}}, customdata=ranges,
@@ -79,21 +82,20 @@ def histogram(h: Histogram, thresholds: Sequence[Threshold], grouped: bool) -> g
     for t in thresholds:
         at = h.edges[0] if h.logarithmic and t.value <= 0 else t.value
         figure.add_vline(x=at, line={"color": MARK, "width": 1.6, "dash": "dot"})
-        label = f"{escape(t.rule)} {escape(t.operator)} {t.value:.4g}"
-        right = (at - h.edges[0]) > 0.6 * (h.edges[-1] - h.edges[0])
-        place = at
-        if h.logarithmic:
-            from math import log10
-
-            place = log10(at)
-            right = place - log10(h.edges[0]) > 0.6 * (log10(h.edges[-1]) - log10(h.edges[0]))
-        figure.add_annotation(x=place, y=1, yref="paper", text=label, showarrow=False, font={"color": MARK, "size": 11},
+        place, low, high = (log10(v) if h.logarithmic else v for v in (at, h.edges[0], h.edges[-1]))
+        right = place - low > 0.6 * (high - low)
+        figure.add_annotation(x=place, y=1, yref="paper", text=_label(t), showarrow=False, font={"color": MARK, "size": 11},
                               xanchor="right" if right else "left", yanchor="top", xshift=-4 if right else 4)  # fmt: skip
     figure.update_layout(bargap=0, showlegend=grouped)
     figure.update_yaxes(tickformat="~s")
     if h.logarithmic:
         figure.update_xaxes(type="log", dtick=1)
     return figure
+
+
+def _label(t: Threshold) -> str:
+    sign = {">=": "≥", "<=": "≤"}.get(t.operator, t.operator)
+    return escape(f"{t.rule} {sign} {t.value:.4g}")
 
 
 def bars(

@@ -20,37 +20,36 @@ h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .2rem; letter-spacing: -.
 h2 { font-size: 1.2rem; margin: 0 0 .3rem; }
 h3 { font-size: 1rem; margin: 1.6rem 0 .3rem; }
 p { margin: .3rem 0 .8rem; max-width: 75ch; }
-.muted, caption, figcaption { color: var(--muted); }
+.muted, .caption, figcaption { color: var(--muted); }
+.caption { margin: 1rem 0 0; font-size: .9rem; }
 nav { position: sticky; top: 0; z-index: 5; background: rgba(255,255,255,.94); border-bottom: 1px solid var(--line); overflow-x: auto; white-space: nowrap; }
 nav > div { max-width: 1140px; margin: 0 auto; padding: 9px 20px; }
 nav a { color: var(--muted); text-decoration: none; margin-right: 18px; font-size: .9rem; }
 nav a:hover { color: var(--accent); }
 section { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 20px 22px; margin: 18px 0; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 18px 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px; margin: 18px 0; }
 .tile { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 12px 16px; }
 .tile b { display: block; font-size: 1.4rem; line-height: 1.25; font-weight: 600; font-variant-numeric: tabular-nums; }
 .tile span { color: var(--muted); font-size: .85rem; }
 .verdict { border-left: 5px solid #8b97a3; }
 .verdict.won { border-left-color: #3c8f5d; } .verdict.lost { border-left-color: #c2410c; }
-.verdict strong { font-size: 1.1rem; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); gap: 6px 26px; }
-.charts > div { min-width: 0; }
+.verdict strong { font-size: 1.1rem; } .verdict p { max-width: none; }
+.charts, .sides { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 6px 26px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; margin: .5rem 0 1rem; font-size: .9rem; font-variant-numeric: tabular-nums; min-width: min(100%, 380px); }
-caption { text-align: left; padding-bottom: .3rem; font-size: .9rem; }
 th { text-align: left; font-weight: 600; color: var(--muted); border-bottom: 1px solid #cfd6dc; }
 th, td { padding: 5px 16px 5px 0; vertical-align: top; } td { border-bottom: 1px solid var(--line); }
 th.n, td.n { text-align: right; white-space: nowrap; }
 td.long { overflow-wrap: anywhere; min-width: 220px; }
 details { border-top: 1px solid var(--line); } details:last-of-type { border-bottom: 1px solid var(--line); }
 summary { cursor: pointer; padding: 9px 2px; } summary:hover { color: var(--accent); }
-.sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 4px 22px; padding-bottom: 10px; }
-.sides > div { min-width: 0; } .sides h4 { margin: .3rem 0; font-size: .9rem; }
+.sides { padding-bottom: 10px; } .sides h4 { margin: .3rem 0; font-size: .9rem; }
 .sample { margin: 0 0 12px; } .sample figcaption { font-size: .82rem; overflow-wrap: anywhere; }
 pre { margin: 4px 0 0; padding: 10px 12px; background: var(--ground); border-radius: 8px; white-space: pre-wrap; overflow-wrap: anywhere;
   font: 12px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; max-height: 300px; overflow-y: auto; }
 .ok { color: #2f7a4d; } .bad { color: #c2410c; }
 footer { max-width: 1140px; margin: 0 auto; padding: 6px 20px 40px; color: var(--muted); font-size: .85rem; }
+@media (max-width: 820px) { .charts, .sides { grid-template-columns: minmax(0, 1fr); } }
 @media (max-width: 640px) { section { padding: 16px 14px; } main, header > div { padding: 0 12px; } h1 { font-size: 1.4rem; } }
 @media print { nav { display: none; } section { break-inside: avoid; } }
 """
@@ -85,10 +84,12 @@ def shown(value: Any) -> str:
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "", long: Sequence[str] = ()) -> str:
-    """A table; columns of numbers stand to the right, those in `long` may break anywhere."""
+    """A table; columns of numbers stand to the right, those in `long` may break anywhere. Columns without a value are left out."""
     rows = [list(row) for row in rows]
     if not rows:
         return ""
+    filled = [k for k in range(len(headers)) if any(row[k] not in (None, "") for row in rows)]
+    headers, rows = [headers[k] for k in filled], [[row[k] for k in filled] for row in rows]
 
     def kind(column: int) -> str:
         values = [row[column] for row in rows if row[column] is not None]
@@ -98,8 +99,8 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = 
     kinds = [kind(k) for k in range(len(headers))]
     head = "".join(f"<th{k}>{escape(h)}</th>" for k, h in zip(kinds, headers, strict=True))
     body = "".join("<tr>" + "".join(f"<td{k}>{shown(v)}</td>" for k, v in zip(kinds, row, strict=True)) + "</tr>" for row in rows)
-    described = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f'<div class="scroll"><table>{described}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    described = f'<p class="caption">{escape(caption)}</p>' if caption else ""
+    return f'{described}<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def tiles(values: Iterable[tuple[str, Any]]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import apache_beam as beam
 import yaml
 
-from pipelines import ledger, shards, store
+from pipelines import engine, ledger, shards, store
 from pipelines.dedupe import exact
 from pipelines.fit import fit
 from pipelines.mix import mix
@@ -59,6 +59,7 @@ class Run:
         except ValueError as error:
             raise RecipeError(str(error)) from error
         self.plan.check(found)
+        self._lock = store.lock(self.folder)
         store.remove_temporaries(self.folder)
         with store.commit(f"{self.folder}/recipe.yaml") as sink:
             sink.write(yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False).encode())
@@ -79,7 +80,7 @@ class Run:
         new = [s for s in found if (s.source, s.name) not in names]
         if new:
             text = self.recipe.text
-            items = self.context.graph("scan", lambda p: p | beam.Create(new) | beam.Map(_scan, text), len(new))
+            items = self.context.graph("scan", lambda p: p | "Shards" >> engine.deal(new, [s.size + 1 for s in new], self.context.workers) | beam.Map(_scan, text), len(new), len(new))
             if len(items) != len(new):
                 raise ledger.LedgerError(f"scan: {len(new)} shards were sent and {len(items)} came back; run again")
             known += shards.from_json(items)

@@ -87,4 +87,4 @@ def select(context: Context, tables: Tables, splits: Sequence[Split], conditions
     names = {"draw", "holdout"}.union(*(Expression(text).names for text in conditions.values()))
     struct = Struct("selection", SELECTION, store.digest(resolved, tables.base(names), code_digest(__name__)))
     step = MapSplit(context.run, "select", f"{context.run}/selection", struct.base, Select(tables, resolved))
-    return struct, context.run_splits("select", splits, beam.ParDo(step))
+    return struct, context.run_splits("select", splits, beam.ParDo(step), text=tables.text in names)

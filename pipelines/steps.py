@@ -16,6 +16,9 @@ from pipelines.ledger import Record
 from pipelines.shards import Split
 
 
+LIGHT_ROWS = 1_000_000  # sidecars of fewer documents are read in the launcher: about 2 s, as long as workers take to start
+
+
 @dataclass
 class Context:
     """Where and with what a run's steps are computed."""
@@ -26,8 +29,13 @@ class Context:
     seconds: dict[str, float] = field(default_factory=dict)
     records: dict[str, list[Record]] = field(default_factory=dict)
 
-    def graph(self, label: str, build: Callable[[beam.Pipeline], beam.PCollection], splits: int) -> list[Any]:
-        """Run a graph that ends in JSON-able elements, and return these. They come back through a file of the run folder."""
+    def graph(self, label: str, build: Callable[[beam.Pipeline], beam.PCollection], splits: int, rows: int | None = None) -> list[Any]:
+        """Run a graph that ends in JSON-able elements, and return these. They come back through a file of the run folder.
+
+        Args:
+            rows: given by graphs that read sidecars alone; with few of them, starting worker processes would take longer.
+        """
+        workers = 1 if rows is not None and rows < LIGHT_ROWS else self.workers
         path = f"{self.run}/collected/{uuid.uuid4().hex}.json"
 
         def collected(pipeline: beam.Pipeline) -> None:
@@ -35,7 +43,7 @@ class Context:
 
         started = time.perf_counter()
         with progress.follow(self.run, label, splits):
-            engine.run_graph(collected, options=self.options, workers=self.workers, label=label)
+            engine.run_graph(collected, options=self.options, workers=workers, label=label)
         result = store.read_json(path)
         store.remove(path)
         self.seconds[label] = self.seconds.get(label, 0.0) + time.perf_counter() - started
@@ -43,15 +51,20 @@ class Context:
             raise ledger.LedgerError(f"step {label}: the engine ended without a result; run again")
         return result
 
-    def deal(self, splits: Sequence[Split]) -> list[Split]:
-        """Splits in an order that keeps all workers busy."""
-        return engine.balanced(list(splits), [s.text_bytes for s in splits], self.workers)
+    def deal(self, splits: Sequence[Split], elements: Sequence[Any] | None = None) -> beam.PTransform:
+        """A source of splits (or of an element for each) that keeps all workers busy."""
+        return engine.deal(list(splits if elements is None else elements), [s.text_bytes + 1 for s in splits], self.workers)
 
-    def run_splits(self, label: str, splits: Sequence[Split], transform: beam.PTransform) -> list[Record]:
-        """Run a transform from splits to ledger records over all splits; check, write and return the records, step by step."""
+    def run_splits(self, label: str, splits: Sequence[Split], transform: beam.PTransform, text: bool = True) -> list[Record]:
+        """Run a transform from splits to ledger records over all splits; check, write and return the records, step by step.
+
+        Args:
+            text: whether it reads more than sidecars.
+        """
         if not splits:
             return []
-        items = self.graph(label, lambda p: p | beam.Create(self.deal(splits), reshuffle=False) | label >> transform, len(splits))
+        rows = None if text else sum(s.rows for s in splits)
+        items = self.graph(label, lambda p: p | "Splits" >> self.deal(splits) | label >> transform, len(splits), rows)
         records = [Record(**item) for item in items]
         return self.settle(splits, records)
 

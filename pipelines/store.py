@@ -177,3 +177,29 @@ def remove(path: str) -> None:
         FileSystems.delete([path])
     else:
         Path(path).unlink(missing_ok=True)
+
+
+class FolderInUseError(RuntimeError):
+    """Another process is at work in a run folder."""
+
+    exit_code = 2
+
+
+def lock(folder: str) -> Any:
+    """Hold a run folder until the returned file is closed or the process dies; remote folders are not locked.
+
+    Raises:
+        FolderInUseError: another process holds it.
+    """
+    if is_remote(folder):
+        return None
+    import fcntl
+
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    file = (Path(folder) / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise FolderInUseError(f"another corpusmill process is at work in {folder}; wait for it or choose another --run") from None
+    return file

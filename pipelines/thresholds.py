@@ -39,6 +39,7 @@ class Statistic:
     total: int | None = None
     where: str = "true"
     weight: str = "1"
+    source: str | None = None  # only documents of this source
 
     def names(self) -> set[str]:
         return {n for text in (self.value, self.where, self.weight) for n in Expression(text).names}
@@ -67,6 +68,7 @@ class _Search:
         return min(bits, 64 - self.known)
 
 
+NOTHING = (np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64), False)
 Bins = dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, bool]]  # name -> bin, weight, documents, values are integers
 
 
@@ -79,7 +81,7 @@ def find(context: Context, tables: Tables, splits: Sequence[Split], statistics: 
         counted = _count(context, tables, splits, searches, bits)
         going = []
         for search in searches:
-            result = _narrow(search, counted[search.statistic.name], bits)
+            result = _narrow(search, counted.get(search.statistic.name, NOTHING), bits)
             if isinstance(result, Found):
                 found[search.statistic.name] = result
             else:
@@ -90,10 +92,12 @@ def find(context: Context, tables: Tables, splits: Sequence[Split], statistics: 
 
 def _count(context: Context, tables: Tables, splits: Sequence[Split], searches: list[_Search], bits: int) -> Bins:
     def build(pipeline: beam.Pipeline) -> beam.PCollection:
-        counts = pipeline | beam.Create(context.deal(splits), reshuffle=False) | beam.ParDo(CountSplit(tables, searches, bits))
+        counts = pipeline | "Splits" >> context.deal(splits) | beam.ParDo(CountSplit(tables, searches, bits))
         return counts | beam.CombineGlobally(MergeBins()) | beam.Map(_encode)
 
-    return _decode(context.graph("thresholds", build, len(splits))[0])
+    text = any(tables.text in s.statistic.names() for s in searches)
+    rows = None if text else sum(s.rows for s in splits)
+    return _decode(context.graph("thresholds", build, len(splits), rows)[0])
 
 
 class CountSplit(beam.DoFn):
@@ -103,9 +107,10 @@ class CountSplit(beam.DoFn):
         self.tables, self.searches, self.bits = tables, searches, bits
 
     def process(self, split: Split) -> Iterator[Bins]:
-        names = set().union(*(s.statistic.names() for s in self.searches))
-        table = self.tables.load(split, names)
-        yield {s.statistic.name: self._bins(s, table) for s in self.searches}
+        mine = [s for s in self.searches if s.statistic.source in (None, split.source)]
+        if mine:
+            table = self.tables.load(split, set().union(*(s.statistic.names() for s in mine)))
+            yield {s.statistic.name: self._bins(s, table) for s in mine}
 
     def _bins(self, search: _Search, table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
         s = search.statistic
@@ -154,7 +159,7 @@ class MergeBins(beam.CombineFn):
 
     def merge_accumulators(self, accumulators: Iterable[Bins]) -> Bins:
         held = [a for a in accumulators if a]
-        return {name: _add([a[name] for a in held]) for name in held[0]} if held else {}
+        return {name: _add([a[name] for a in held if name in a]) for name in set().union(*held)}
 
     def extract_output(self, accumulator: Bins) -> Bins:
         return accumulator

@@ -7,10 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import store
+from pipelines import progress, store
 from pipelines.code import code_digest
 from pipelines.recipe import Training
 from pipelines.steps import Context
@@ -44,8 +44,9 @@ def train(context: Context, spec: Training, manifests: Mapping[str, Any], heldou
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     side_by_side = min(cores, len(jobs))
     settings = {"threads": max(1, cores // side_by_side)} | spec.config
-    with _Watch(context.run, len(jobs)) as watch, ThreadPoolExecutor(side_by_side) as pool:
-        futures = [pool.submit(_one, context.run, name, seed, settings, manifests, heldout, watch) for name, seed in jobs]
+    watched: dict[str, Callable[[], tuple[float, str]]] = {}
+    with progress.shown(watched), ThreadPoolExecutor(side_by_side) as pool:
+        futures = [pool.submit(_one, context.run, name, seed, settings, manifests, heldout, watched) for name, seed in jobs]
         results = [future.result() for future in futures]
     trained = {f"{name}/seed{seed}": result for (name, seed), result in zip(jobs, results, strict=True)}
     context.seconds["train"] = time.perf_counter() - started
@@ -53,7 +54,7 @@ def train(context: Context, spec: Training, manifests: Mapping[str, Any], heldou
     return {"training": training} | (compare(context.run, spec) if heldout else {})
 
 
-def _one(run: str, name: str, seed: int, settings: dict[str, Any], manifests: Mapping[str, Any], heldout: str | None, watch: _Watch) -> dict[str, Any]:
+def _one(run: str, name: str, seed: int, settings: dict[str, Any], manifests: Mapping[str, Any], heldout: str | None, watched: dict[str, Any]) -> dict[str, Any]:
     out = Path(run) / "training" / name / f"seed{seed}"
     held = manifests["heldout"]["digest"] if heldout else None
     decisive = {k: v for k, v in settings.items() if k != "threads"}
@@ -71,49 +72,21 @@ def _one(run: str, name: str, seed: int, settings: dict[str, Any], manifests: Ma
         process = subprocess.Popen(
             [sys.executable, "-m", "trainers.pretrain", f"{out}/job.json"], stdout=output, stderr=subprocess.STDOUT, env=environment
         )
-        watch.follow(out)
+        watched[f"train {name} seed {seed}"] = partial(_progress, out)
         if process.wait():
             words = (out / "output.txt").read_text().strip().splitlines() or ["no output"]
             raise TrainingError(f"training {name}, seed {seed}, ended with exit code {process.returncode}: {words[-1]}", process.returncode)
     return store.read_json(f"{out}/result.json")
 
 
-class _Watch:
-    """Progress of all training processes on standard error, read from their logs."""
-
-    def __init__(self, run: str, jobs: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        columns = (TextColumn("train {task.description}"), BarColumn(24), TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console, transient=not console.is_terminal)
-        self._outs: dict[Path, Any] = {}
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-
-    def follow(self, out: Path) -> None:
-        self._outs[out] = self._bar.add_task(f"{out.parent.name}/{out.name}", total=None, rate="")
-
-    def _look(self) -> None:
-        while not self._done.wait(1.0):
-            for out, task in list(self._outs.items()):
-                try:
-                    budget = json.loads((out / "data.json").read_text())["budget"]
-                    last = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
-                except (OSError, IndexError, ValueError):
-                    continue  # it has not begun, or is writing the line
-                self._bar.update(task, total=budget, completed=last["tokens"], rate=f"{last['tokens_s']:,.0f} tokens/s loss {last['loss']:.3f}")
-
-    def __enter__(self) -> _Watch:
-        self._bar.start()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-        self._bar.stop()
+def _progress(out: Path) -> tuple[float, str]:
+    """How far a training process is, read from its log."""
+    try:
+        budget = json.loads((out / "data.json").read_text())["budget"]
+        last = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
+    except (OSError, IndexError, ValueError):
+        return 0.0, "starting"  # it has not begun, or is writing the line
+    return min(last["tokens"] / budget, 1.0), f"loss {last['loss']:.3f}, {last['tokens_s']:,.0f} tokens/s"
 
 
 def compare(run: str, spec: Training) -> dict[str, Any]:

@@ -5,7 +5,7 @@ item of n words or more is looked for by all its n-grams; one of fewer, down to 
 not looked for, since common phrases would match it, and is listed in `Index.too_short`. The defaults, 13 and 8 words,
 are the bounds of the paper.
 
-Cost: 16 bytes per n-gram of the items and 2 for the filter; about 80 MB/s of documents per core.
+Cost: 16 bytes per n-gram of the items and 2 for the filter; about 50 MB/s of documents per core.
 """
 
 from __future__ import annotations

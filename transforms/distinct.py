@@ -5,7 +5,7 @@
 - Of a sample: `duplicate_share`, from how often hashes repeat in it (Charikar et al. 2000, "Towards estimation error
   guarantees for distinct values"). Copies that fall outside the sample are unseen, so it gives a range as well.
 
-Cost: about 500 million hashes per second and core.
+Cost: about 100 million hashes per second and core.
 """
 
 from __future__ import annotations

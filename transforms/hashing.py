@@ -65,7 +65,7 @@ def _hash_spans(text, start, end):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _space(text, i, end):  # type: ignore[no-untyped-def]
+def space_width(text, i, end):  # type: ignore[no-untyped-def]
     """Bytes of the whitespace character at i, 0 if there is none."""
     a = text[i]
     if a <= 0x20:
@@ -94,7 +94,7 @@ def _collapse(text, start, end, out):  # type: ignore[no-untyped-def]
         a = text[i]
         width = 0
         if a <= 0x20 or a == 0xC2 or 0xE1 <= a <= 0xE3:
-            width = _space(text, i, end)
+            width = space_width(text, i, end)
         if width:
             pending = size > 0
             i += width

@@ -5,7 +5,7 @@ The method is SemDeDup (Abbas et al. 2023, arXiv 2303.09540).
 Vectors are worked on as 16-bit integers (`quantise`), whose products BLAS adds up exactly in float64. So neither the
 order of the documents nor the way they are cut into blocks can change a bit of the result.
 
-Cost, of the hashing encoder: about 50 MB/s per core. Of a k-means round over n documents: 512 n k operations, 512 bytes
+Cost, of the hashing encoder: about 45 MB/s per core. Of a k-means round over n documents: 512 n k operations, 512 bytes
 per document (the vectors may be a memory map) and 128 MB. Of `duplicates`: 512 operations per pair of different vectors
 inside a cluster, 2 KB per document of the largest one; clusters should stay near 10,000 documents: k = n / 10,000.
 """
@@ -158,7 +158,8 @@ def initial_centroids(vectors: np.ndarray, draw: np.ndarray, k: int) -> tuple[np
     """(vectors, draws) of the k different non-zero vectors of lowest draw, fewer if there are no more.
 
     vectors: int16 [documents, dimensions]; draw: uint64 [documents], uniform and all different (a hash of the seed and
-    the document's name). Results of several shards, concatenated, go through it again: the outcome is that of all documents at once.
+    the document's name). Results of several shards, concatenated, go through it again: the outcome is that of all
+    documents at once.
     """
     chosen: dict[bytes, int] = {}
     for i in np.argsort(draw, kind="stable"):

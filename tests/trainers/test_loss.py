@@ -63,4 +63,4 @@ def test_bf16_products_stay_near_float32(tensors):
     exact, _ = cross_entropy(hidden, output, targets)
     with torch.autocast("cpu", torch.bfloat16):
         rounded, _ = cross_entropy(hidden, output, targets)
-    assert rounded.dtype == torch.float32 and float(rounded) == pytest.approx(float(exact), rel=0.02)
+    assert rounded.dtype == torch.float32 and rounded.item() == pytest.approx(exact.item(), rel=0.02)

@@ -89,7 +89,7 @@ def planted(groups: int, each: int, noise: float) -> tuple[np.ndarray, np.ndarra
 def test_kmeans_finds_planted_groups() -> None:
     vectors, group = planted(8, 200, 0.04)
     draw = np.random.default_rng(1).integers(0, 2**64, 1600, dtype=np.uint64)
-    for seed in (0, 1 << 63, 0x5555555555555555):  # k-means may join groups if it starts badly; more centroids than groups do not
+    for seed in (0, 1 << 63, 0x5555555555555555):  # with more centroids than groups no bad start can join two
         centroids = kmeans(vectors, draw ^ np.uint64(seed), 40)
         labels = nearest(vectors, centroids)
         assert all(len(np.unique(group[labels == label])) == 1 for label in np.unique(labels))

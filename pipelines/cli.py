@@ -10,6 +10,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,13 +50,96 @@ def _run(recipe: str, folder: str | None, options: list[str], workers: int, unti
     if until not in STEPS:
         raise RecipeError(f"--until: no step {until!r}{nearest(until, STEPS)}")
     checked = load(recipe)
-    result = run_recipe(checked, folder or f"runs/{checked.name}", options, workers, until)
+    return _finish(checked, run_recipe(checked, folder or f"runs/{checked.name}", options, workers, until), summary)
+
+
+def _finish(checked: Any, result: dict[str, Any], summary: Any) -> dict[str, Any]:
+    """Show what was done; exit code 3 if more shards were unreadable than the recipe allows."""
     summary.show(result)
     bad, all_ = len(result["shards"]["quarantined"]), result["shards"]["read"] + len(result["shards"]["quarantined"])
     if bad / max(all_, 1) > checked.quarantine or not result["shards"]["read"]:
         result["exit_code"] = 3
         typer.echo(f"{bad} of {all_} shards could not be read whole; the recipe allows a share of {checked.quarantine:g}", err=True)
     return result
+
+
+Input = Annotated[str, typer.Argument(metavar="INPUT", help="A run folder, or a quoted glob of Parquet shards.")]
+Named = list[str] | None
+
+
+@app.command()
+def score(
+    data: Input,
+    options: Options = None,
+    scorer: Annotated[Named, typer.Option(help="NAME, or NAME:KEY=VALUE,…; may be repeated.")] = None,
+    folder: Folder = None,
+    workers: Workers = 1,
+    as_json: Json = False,
+) -> None:
+    """Compute scorers for shards or for a run: what is there already is not computed again."""
+    from pipelines.steps_alone import parameters
+
+    _guarded(lambda: _step(data, "score", {"score": parameters(scorer or [])}, folder, options, workers), as_json)
+
+
+@app.command()
+def dedupe(
+    data: Input,
+    options: Options = None,
+    prefer: Annotated[str, typer.Option(help="SQL: of equal documents, the one with the highest value stays.")] = "bytes",
+    folder: Folder = None,
+    workers: Workers = 1,
+    as_json: Json = False,
+) -> None:
+    """Flag exact duplicates. Nothing is removed: `exact.keep` is a column for select."""
+    _guarded(lambda: _step(data, "dedupe", {"dedupe": {"exact": {"prefer": prefer}}}, folder, options, workers), as_json)
+
+
+@app.command()
+def select(
+    data: Input,
+    options: Options = None,
+    where: Annotated[Named, typer.Option(help="NAME=SQL condition; all must hold. May be repeated.")] = None,
+    folder: Folder = None,
+    workers: Workers = 1,
+    as_json: Json = False,
+) -> None:
+    """Select documents by SQL conditions over their columns and scores."""
+    from pipelines.steps_alone import conditions
+
+    _guarded(lambda: _step(data, "select", {"select": conditions(where or [])}, folder, options, workers), as_json)
+
+
+@app.command()
+def mix(
+    data: Input,
+    options: Options = None,
+    name: Annotated[str, typer.Option(help="Name of the mixture.")] = "mixture",
+    where: Annotated[str, typer.Option(help="SQL condition.")] = "selection.keep",
+    tokens: Annotated[str | None, typer.Option(help="Tokens of one pass, as 300k or 5M; all there are by default.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="tokenizer.json, or a folder with one.")] = None,
+    folder: Folder = None,
+    workers: Workers = 1,
+    as_json: Json = False,
+) -> None:
+    """Write a mixture: shards and a manifest that a trainer needs nothing else than."""
+    parts = {"mix": {name: {"where": where, "tokens": tokens}}} | ({"tokenizer": tokenizer} if tokenizer else {})
+    _guarded(lambda: _step(data, "mix", parts, folder, options, workers), as_json)
+
+
+@app.command()
+def train(data: Input, options: Options = None, folder: Folder = None, workers: Workers = 1, as_json: Json = False) -> None:
+    """Train and measure what the recipe of a run asks for."""
+    _guarded(lambda: _step(data, "train", {}, folder, options, workers), as_json)
+
+
+def _step(data: str, step: str, parts: dict[str, Any], folder: str | None, options: list[str] | None, workers: int) -> dict[str, Any]:
+    from pipelines import summary
+    from pipelines.run import run as run_recipe
+    from pipelines.steps_alone import recipe_for
+
+    recipe, run = recipe_for(data, parts, folder)
+    return _finish(recipe, run_recipe(recipe, run, options or [], workers, step), summary)
 
 
 @app.command("sample-corpus")
@@ -69,7 +153,7 @@ def sample_corpus(
     def build() -> dict[str, Any]:
         from pipelines.sample_corpus import build
 
-        return build(out, target_mb).json()
+        return asdict(build(out, target_mb))
 
     _guarded(build, as_json, show=True)
 
@@ -145,13 +229,12 @@ def _guarded(work: Callable[[], dict[str, Any]], as_json: bool, show: bool = Fal
 
 def _code(error: Exception) -> int:
     """2 for mistakes of the user, the error's own code where it has one, 1 for bugs."""
-    from pipelines.mix import MixError
     from pipelines.recipe import RecipeError
     from sql.expressions import ExpressionError
 
     if hasattr(error, "exit_code"):
         return int(error.exit_code)
-    mistakes = (RecipeError, MixError, ExpressionError, FileNotFoundError, PermissionError, NotADirectoryError)
+    mistakes = (RecipeError, ExpressionError, FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError)
     return 2 if isinstance(error, mistakes) else 1
 
 

@@ -36,6 +36,8 @@ WARN_EPOCHS = 4.0  # repeats are worth nearly as much as new data up to here (Mu
 class MixError(ValueError):
     """A mixture that cannot be made of the documents there are."""
 
+    exit_code = 2
+
 
 class Mixture(BaseModel):
     """One mixture of a recipe.

@@ -61,7 +61,14 @@ def _key_numbers(facts: Any) -> str:
     summary = facts.summary
     tokens = summary.get("tokens_by_source") or {}
     shards = summary.get("shards", {})
-    balanced = all(row["balanced"] for row in facts.rows(f"SELECT {BALANCE} AS balanced FROM ledger GROUP BY step, source, split")) if "ledger" in facts.views else None
+    balanced = (
+        all(
+            row["balanced"]
+            for row in facts.rows(f"SELECT {BALANCE} AS balanced FROM ledger GROUP BY step, source, split")
+        )
+        if "ledger" in facts.views
+        else None
+    )
     numbers = [
         ("documents in", summary.get("documents_in")),
         ("documents in the mixture", summary.get("documents_out")),

@@ -27,7 +27,12 @@ from sql.views import connect
 BINS = 60
 SAMPLES = 3  # on each side of a threshold
 SNIPPET = 600  # characters
-COMPARED = {"COMPARE_LESSTHAN": "<", "COMPARE_LESSTHANOREQUALTO": "<=", "COMPARE_GREATERTHAN": ">", "COMPARE_GREATERTHANOREQUALTO": ">="}
+COMPARED = {
+    "COMPARE_LESSTHAN": "<",
+    "COMPARE_LESSTHANOREQUALTO": "<=",
+    "COMPARE_GREATERTHAN": ">",
+    "COMPARE_GREATERTHANOREQUALTO": ">=",
+}
 MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
 
@@ -199,7 +204,10 @@ def _walk(node: Any) -> Iterator[dict[str, Any]]:
 def histograms(facts: Facts, thresholds: Iterable[Threshold]) -> list[Histogram]:
     """One histogram for each numeric column; thresholds widen the range that is shown."""
     units = facts.numbers()
-    parts = [f"min({c}), quantile_cont({c}, [0.002, 0.5, 0.998]), max({c}), count(*) - count({c})" for c in map(_quoted, units)]
+    parts = [
+        f"min({c}), quantile_cont({c}, [0.002, 0.5, 0.998]), max({c}), count(*) - count({c})"
+        for c in map(_quoted, units)
+    ]
     if not parts:
         return []
     found = list(facts.connection.execute(f"SELECT {', '.join(parts)} FROM documents").fetchall()[0])
@@ -268,7 +276,11 @@ def with_texts(facts: Facts, samples: Sequence[Sample]) -> list[Sample]:
         group, row = _row_group(shard, sample.row)
         places[sample] = (shard["path"], group, row)
         wanted.setdefault((shard["path"], group), set()).add(row)
-    texts = {(*at, row): text for at, rows in wanted.items() for row, text in _read_texts(*at, rows, facts.recipe.text).items()}
+    texts = {
+        (*at, row): text
+        for at, rows in wanted.items()
+        for row, text in _read_texts(*at, rows, facts.recipe.text).items()
+    }
     return [replace(sample, text=texts.get(places[sample], "")) for sample in samples]
 
 
@@ -292,7 +304,11 @@ def _read_texts(path: str, group: int, rows: Iterable[int], text: str) -> dict[i
     column = column.cast(pa.large_binary())
     # bytes first: a cut of 4 bytes per character holds SNIPPET characters and costs no more for a document of 100 MB
     raw = {row: column.slice(row, 1).combine_chunks()[0].as_buffer() for row in rows}
-    return {row: bytes(memoryview(value)[: 4 * SNIPPET]).decode("utf-8", "replace")[:SNIPPET] for row, value in raw.items() if value}
+    return {
+        row: bytes(memoryview(value)[: 4 * SNIPPET]).decode("utf-8", "replace")[:SNIPPET]
+        for row, value in raw.items()
+        if value
+    }
 
 
 def _quoted(column: str) -> str:

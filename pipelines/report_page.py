@@ -29,7 +29,7 @@ nav a:hover { color: var(--accent); }
 section { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 20px 22px; margin: 18px 0; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px; margin: 18px 0; }
 .tile { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 12px 16px; }
-.tile b { display: block; font-size: 1.4rem; line-height: 1.25; font-weight: 600; font-variant-numeric: tabular-nums; }
+.tile b { display: block; font-size: clamp(1.1rem, 4.5vw, 1.4rem); line-height: 1.25; font-weight: 600; font-variant-numeric: tabular-nums; }
 .tile span { color: var(--muted); font-size: .85rem; }
 .verdict { border-left: 5px solid #8b97a3; }
 .verdict.won { border-left-color: #3c8f5d; } .verdict.lost { border-left-color: #c2410c; }
@@ -43,7 +43,8 @@ th.n, td.n { text-align: right; white-space: nowrap; }
 td.long { overflow-wrap: anywhere; min-width: 220px; }
 details { border-top: 1px solid var(--line); } details:last-of-type { border-bottom: 1px solid var(--line); }
 summary { cursor: pointer; padding: 9px 2px; } summary:hover { color: var(--accent); }
-.sides { padding-bottom: 10px; } .sides h4 { margin: .3rem 0; font-size: .9rem; }
+.sides { padding-bottom: 10px; }
+h4 { margin: .6rem 0 .2rem; font-size: .95rem; } .chart { min-width: 0; margin: .6rem 0 1rem; }
 .sample { margin: 0 0 12px; } .sample figcaption { font-size: .82rem; overflow-wrap: anywhere; }
 pre { margin: 4px 0 0; padding: 10px 12px; background: var(--ground); border-radius: 8px; white-space: pre-wrap; overflow-wrap: anywhere;
   font: 12px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; max-height: 300px; overflow-y: auto; }
@@ -79,7 +80,7 @@ def shown(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1e5 else f"{value:.4g}"
+        return f"{value:,.0f}" if abs(value) >= 1e3 else f"{value:.4g}"
     return escape(str(value))
 
 
@@ -98,14 +99,18 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = 
 
     kinds = [kind(k) for k in range(len(headers))]
     head = "".join(f"<th{k}>{escape(h)}</th>" for k, h in zip(kinds, headers, strict=True))
-    body = "".join("<tr>" + "".join(f"<td{k}>{shown(v)}</td>" for k, v in zip(kinds, row, strict=True)) + "</tr>" for row in rows)
+    body = "".join(
+        "<tr>" + "".join(f"<td{k}>{shown(v)}</td>" for k, v in zip(kinds, row, strict=True)) + "</tr>" for row in rows
+    )
     described = f'<p class="caption">{escape(caption)}</p>' if caption else ""
     return f'{described}<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def tiles(values: Iterable[tuple[str, Any]]) -> str:
     """Key numbers; those that are None are left out."""
-    cells = "".join(f'<div class="tile"><b>{shown(v)}</b><span>{escape(name)}</span></div>' for name, v in values if v is not None)
+    cells = "".join(
+        f'<div class="tile"><b>{shown(v)}</b><span>{escape(name)}</span></div>' for name, v in values if v is not None
+    )
     return f'<div class="tiles">{cells}</div>'
 
 
@@ -115,8 +120,9 @@ def sample(caption: str, text: str) -> str:
     return f'<figure class="sample"><figcaption>{escape(caption)}</figcaption>{body}</figure>'
 
 
-def details(title: str, body: str) -> str:
-    return f"<details><summary>{escape(title)}</summary>{body}</details>"
+def details(title: str, body: str, opened: bool = False) -> str:
+    """Something to open by a click."""
+    return f"<details{' open' if opened else ''}><summary>{escape(title)}</summary>{body}</details>"
 
 
 def page(title: str, lead: str, top: str, sections: Sequence[Section], script: str, foot: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from html import escape
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,20 @@ from pipelines.report_data import Facts, Sample, Threshold, around, histograms, 
 from pipelines.report_page import Html, Section, details, sample, table
 from pipelines.train import verdict
 
-PACKAGES = ("corpusmill", "apache-beam", "pyarrow", "duckdb", "polars", "numba", "numpy", "fasttext", "tokenizers", "torch", "transformers", "plotly")
+PACKAGES = (
+    "corpusmill",
+    "apache-beam",
+    "pyarrow",
+    "duckdb",
+    "polars",
+    "numba",
+    "numpy",
+    "fasttext",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "plotly",
+)
 BALANCE = 'sum("in") = sum("out") + sum(coalesce(list_sum(map_values(dropped)), 0)) + sum(quarantined)'
 
 
@@ -29,23 +43,43 @@ def outcome(facts: Facts) -> Section | None:
     single: dict[str, list[float]] = defaultdict(list)
     by_source: dict[str, dict[str, float]] = defaultdict(dict)
     if "evaluation" in facts.views:
-        for row in facts.rows("SELECT mixture, nats_per_token AS loss FROM evaluation WHERE source IS NULL ORDER BY ALL"):
+        for row in facts.rows(
+            "SELECT mixture, nats_per_token AS loss FROM evaluation WHERE source IS NULL ORDER BY ALL"
+        ):
             single[row["mixture"]].append(row["loss"])
         query = "SELECT mixture, source, avg(nats_per_token) AS loss FROM evaluation WHERE source IS NOT NULL GROUP BY ALL ORDER BY source"
         for row in facts.rows(query):
             by_source[row["source"]][row["mixture"]] = row["loss"]
     means = {name: (v["mean"], v["low"], v["high"]) for name, v in losses.items()}
-    parts = [charts.embedded(charts.intervals("Mean loss of each mixture", "nats per token (mean, 95 % interval; ticks: single seeds)", means, single))]
+    parts = [
+        charts.embedded(
+            charts.intervals(
+                "Mean loss of each mixture", "nats per token (mean, 95 % interval; ticks: single seeds)", means, single
+            )
+        )
+    ]
     documents = facts.summary.get("heldout_documents")
     if documents:
         seeds = max(map(len, single.values()), default=0)
         note = f"Lower is better. {documents:,} held-out documents that no mixture and no fit has seen, {seeds} seeds."
-        parts.append(f'<p class="muted">{note} Intervals: bootstrap over documents and seeds; differences are paired by both.</p>')
+        parts.append(
+            f'<p class="muted">{note} Intervals: bootstrap over documents and seeds; differences are paired by both.</p>'
+        )
     rows = [(name, v["mean"], v["low"], v["high"]) for name, v in differences.items()]
-    parts.append(table(["difference", "nats per token", "95 % from", "to"], rows, "Differences of held-out loss; below 0 the first is better"))
+    parts.append(
+        table(
+            ["difference", "nats per token", "95 % from", "to"],
+            rows,
+            "Differences of held-out loss; below 0 the first is better",
+        )
+    )
     names, (first, last) = list(losses), (next(iter(losses)), list(losses)[-1])
-    rows = [[s, *(v.get(n) for n in names), v[first] - v[last]] for s, v in by_source.items() if first in v and last in v]
-    parts.append(table(["source", *names, f"{first} − {last}"], rows, "Held-out loss by source, nats per token, mean over seeds"))
+    rows = [
+        [s, *(v.get(n) for n in names), v[first] - v[last]] for s, v in by_source.items() if first in v and last in v
+    ]
+    parts.append(
+        table(["source", *names, f"{first} − {last}"], rows, "Held-out loss by source, nats per token, mean over seeds")
+    )
     return Section("outcome", "Held-out loss", "".join(parts))
 
 
@@ -61,8 +95,6 @@ def verdict_box(facts: Facts) -> str:
 
 
 def _sentence(line: str) -> str:
-    from html import escape
-
     return escape(line[:1].upper() + line[1:]) + "."
 
 
@@ -74,12 +106,28 @@ def flow(facts: Facts) -> Section | None:
     stages = _stages(facts, steps)
     parts = [charts.embedded(charts.flow(stages))] if stages else []
     rows = [
-        [step, s["in"], s["out"], ", ".join(f"{reason} {n:,}" for reason, n in s["dropped"].items()), s["quarantined"],
-         ", ".join(f"{reason} {n:,}" for reason, n in s["repaired"].items()), s["splits"], s["reused"], _mark(s["balanced"])]
+        [
+            step,
+            s["in"],
+            s["out"],
+            ", ".join(f"{reason} {n:,}" for reason, n in s["dropped"].items()),
+            s["quarantined"],
+            ", ".join(f"{reason} {n:,}" for reason, n in s["repaired"].items()),
+            s["splits"],
+            s["reused"],
+            _mark(s["balanced"]),
+        ]
         for step, s in steps.items()
-    ]  # fmt: skip
+    ]
     headers = ["step", "in", "out", "dropped", "quarantined", "repaired", "splits", "reused", "balances"]
-    parts.append(table(headers, rows, "Ledger, in documents: in = out + dropped + quarantined, in every split of every step", long=["dropped", "repaired"]))
+    parts.append(
+        table(
+            headers,
+            rows,
+            "Ledger, in documents: in = out + dropped + quarantined, in every split of every step",
+            long=["dropped", "repaired"],
+        )
+    )
     return Section("flow", "Documents in and out", "".join(parts))
 
 
@@ -121,7 +169,10 @@ def _stages(facts: Facts, steps: Mapping[str, Mapping[str, Any]]) -> list[tuple[
         stages += [*((f"select: {r}", select["dropped"][r], True) for r in reasons), ("selected", select["out"], False)]
         mixed = mixed and {**mixed, "dropped": {k: n for k, n in mixed["dropped"].items() if k != "not eligible"}}
     if mixed:
-        stages += [*((f"mix: {reason}", n, True) for reason, n in mixed["dropped"].items()), (f"mixture {mixture}", mixed["out"], False)]
+        stages += [
+            *((f"mix: {reason}", n, True) for reason, n in mixed["dropped"].items()),
+            (f"mixture {mixture}", mixed["out"], False),
+        ]
     return stages
 
 
@@ -131,10 +182,15 @@ def scores(facts: Facts, thresholds: list[Threshold]) -> Section | None:
     if not found:
         return None
     drawn = "".join(
-        f"<div>{charts.embedded(charts.histogram(h, [t for t in thresholds if t.column == h.column], facts.selected))}{_missing(h.missing)}</div>" for h in found
+        f"<div>{charts.embedded(charts.histogram(h, [t for t in thresholds if t.column == h.column], facts.selected))}{_missing(h.missing)}</div>"
+        for h in found
     )
     note = "Documents by score. Dotted lines are thresholds, named by the clause of select or by the scorer that applies them, and hold for what passes."
-    return Section("scores", "Scores", f'<p class="muted">{note} The outermost bins hold everything beyond.</p><div class="charts">{drawn}</div>')
+    return Section(
+        "scores",
+        "Scores",
+        f'<p class="muted">{note} The outermost bins hold everything beyond.</p><div class="charts">{drawn}</div>',
+    )
 
 
 def _missing(documents: int) -> str:
@@ -150,9 +206,28 @@ def selection(facts: Facts) -> Section | None:
             SELECT source, coalesce(selection.reason, 'kept') AS reason, count(*) AS documents, sum({weight})::BIGINT AS weight
             FROM documents GROUP BY ALL ORDER BY source"""
         rows = facts.rows(query)
-        parts.append(_by_reason(f"{unit.capitalize()} kept, and refused by rule", unit, rows, ["kept", "holdout", *facts.recipe.select], "weight"))
-        parts.append(_pivot(f"{unit.capitalize()} by the first rule that refused", rows, ["kept", "holdout", *facts.recipe.select], "weight"))
-        parts.append(_pivot("Documents by the first rule that refused", rows, ["kept", "holdout", *facts.recipe.select], "documents"))
+        parts.append(
+            _by_reason(
+                f"{unit.capitalize()} kept, and refused by rule",
+                unit,
+                rows,
+                ["kept", "holdout", *facts.recipe.select],
+                "weight",
+            )
+        )
+        parts.append(
+            _pivot(
+                f"{unit.capitalize()} by the first rule that refused",
+                rows,
+                ["kept", "holdout", *facts.recipe.select],
+                "weight",
+            )
+        )
+        parts.append(
+            _pivot(
+                "Documents by the first rule that refused", rows, ["kept", "holdout", *facts.recipe.select], "documents"
+            )
+        )
         conditions = [(name, text) for name, text in facts.recipe.select.items()]
         parts.append(table(["rule", "condition"], conditions, long=["condition"]))
     for name in facts.rule_sets():
@@ -160,16 +235,18 @@ def selection(facts: Facts) -> Section | None:
         query = f"SELECT source, coalesce({quoted}.reason, 'passed') AS reason, count(*) AS documents FROM documents GROUP BY ALL ORDER BY source"
         rows = facts.rows(query)
         reasons = sorted({row["reason"] for row in rows} - {"passed"})
-        parts.append(f"<h3>Rules of {_text(name)}</h3>")
-        parts.append(_by_reason("Documents that pass, and the first rule that the others fail", "documents", rows, ["passed", *reasons], "documents"))
+        parts.append(f"<h3>Rules of {escape(name)}</h3>")
+        parts.append(
+            _by_reason(
+                "Documents that pass, and the first rule that the others fail",
+                "documents",
+                rows,
+                ["passed", *reasons],
+                "documents",
+            )
+        )
         parts.append(_pivot("Documents by the first rule they fail", rows, ["passed", *reasons], "documents"))
     return Section("selection", "Selection", "".join(parts)) if parts else None
-
-
-def _text(value: str) -> str:
-    from html import escape
-
-    return escape(value)
 
 
 def _by_reason(title: str, unit: str, rows: list[dict[str, Any]], reasons: list[str], value: str) -> str:
@@ -177,7 +254,10 @@ def _by_reason(title: str, unit: str, rows: list[dict[str, Any]], reasons: list[
     found = {(row["source"], row["reason"]): row[value] for row in rows}
     parts = {reason: [found.get((s, reason), 0) or 0 for s in sources] for reason in reasons}
     parts = {reason: counts for reason, counts in parts.items() if any(counts)}
-    colors = {reason: charts.KEPT if reason in ("kept", "passed") else charts.REASONS[k % len(charts.REASONS)] for k, reason in enumerate(parts, -1)}
+    colors = {
+        reason: charts.KEPT if reason in ("kept", "passed") else charts.REASONS[k % len(charts.REASONS)]
+        for k, reason in enumerate(parts, -1)
+    }
     return charts.embedded(charts.bars(title, unit, sources, parts, colors=colors))
 
 
@@ -204,14 +284,31 @@ def dedupe(facts: Facts) -> Section | None:
                    min({q}.size) AS smallest, count(*) FILTER ({q}.keep) AS kept, count(*) FILTER (NOT {q}.keep) AS duplicates
             FROM documents GROUP BY 1 ORDER BY smallest"""
         rows = facts.rows(query)
-        parts.append(f"<h3>Method {_text(name)}</h3>")
+        parts.append(f"<h3>Method {escape(name)}</h3>")
         rows_shown = [(r["size"], r["kept"], r["duplicates"]) for r in rows]
-        parts.append(table(["documents in cluster", "clusters (documents kept)", "duplicates"], rows_shown, "Clusters of equal documents by size"))
-        per_source = facts.rows(f"SELECT source, count(*) FILTER (NOT {q}.keep) / count(*) AS share FROM documents GROUP BY source ORDER BY source")
-        chart = charts.bars("Duplicates by source", "share of documents", [r["source"] for r in per_source], {"duplicates": [r["share"] for r in per_source]}, share=True, colors={"duplicates": charts.LOST})
+        parts.append(
+            table(
+                ["documents in cluster", "clusters (documents kept)", "duplicates"],
+                rows_shown,
+                "Clusters of equal documents by size",
+            )
+        )
+        per_source = facts.rows(
+            f"SELECT source, count(*) FILTER (NOT {q}.keep) / count(*) AS share FROM documents GROUP BY source ORDER BY source"
+        )
+        chart = charts.bars(
+            "Duplicates by source",
+            "share of documents",
+            [r["source"] for r in per_source],
+            {"duplicates": [r["share"] for r in per_source]},
+            share=True,
+            colors={"duplicates": charts.LOST},
+        )
         parts.append(charts.embedded(chart))
         largest = with_texts(facts, largest_clusters(facts, name))
-        parts += [details(f"{s.value:,.0f} copies, kept: {s.source}, {s.id}", sample(_where(s), s.text)) for s in largest]
+        parts += [
+            details(f"{s.value:,.0f} copies, kept: {s.source}, {s.id}", sample(_where(s), s.text)) for s in largest
+        ]
     return Section("dedupe", "Duplicates", "".join(parts)) if parts else None
 
 
@@ -222,21 +319,58 @@ def mixtures(facts: Facts) -> Section | None:
     rows = facts.rows("SELECT * FROM mixtures ORDER BY mixture, source")
     before = {}
     if "tokens" in facts.schema.names:
-        before = {r["source"]: r["tokens"] for r in facts.rows("SELECT source, sum(tokens.count)::BIGINT AS tokens FROM documents GROUP BY source ORDER BY source")}
+        before = {
+            r["source"]: r["tokens"]
+            for r in facts.rows(
+                "SELECT source, sum(tokens.count)::BIGINT AS tokens FROM documents GROUP BY source ORDER BY source"
+            )
+        }
     sources = list(before) or sorted({r["source"] for r in rows})
     total = sum(before.values()) or 1
     shares: dict[str, list[float]] = {"before": [before[s] / total for s in sources]} if before else {}
     for name in facts.recipe.mix:
         weights = {r["source"]: r["weight"] for r in rows if r["mixture"] == name}
         shares |= {name: [weights.get(s, 0.0) for s in sources]} if weights else {}
-    colors = {"before": "#b4bec7"} | {name: charts.SERIES[k % len(charts.SERIES)] for k, name in enumerate(facts.recipe.mix)}
-    chart = charts.embedded(charts.bars("Share of tokens by source", "share of tokens", sources, shares, stacked=False, colors=colors, share=True))
+    colors = {"before": "#b4bec7"} | {
+        name: charts.SERIES[k % len(charts.SERIES)] for k, name in enumerate(facts.recipe.mix)
+    }
+    chart = charts.embedded(
+        charts.bars(
+            "Share of tokens by source", "share of tokens", sources, shares, stacked=False, colors=colors, share=True
+        )
+    )
     names = [*facts.recipe.mix, "heldout"]
     rows.sort(key=lambda r: (names.index(r["mixture"]), r["source"]))
-    lines = [[r["mixture"], r["source"], before.get(r["source"]), r["available"], r["documents"], r["tokens"], r["asked"], round(100 * r["weight"], 1), round(r["epochs"], 3)] for r in rows]
-    headers = ["mixture", "source", "tokens before", "eligible", "documents", "tokens on disk", "tokens per pass", "share, %", "epochs"]
+    lines = [
+        [
+            r["mixture"],
+            r["source"],
+            before.get(r["source"]),
+            r["available"],
+            r["documents"],
+            r["tokens"],
+            r["asked"],
+            round(100 * r["weight"], 1),
+            round(r["epochs"], 3),
+        ]
+        for r in rows
+    ]
+    headers = [
+        "mixture",
+        "source",
+        "tokens before",
+        "eligible",
+        "documents",
+        "tokens on disk",
+        "tokens per pass",
+        "share, %",
+        "epochs",
+    ]
     note = "A pass takes documents as often as `epochs` says; repeats are not copied on disk."
-    digests = table(["mixture", "digest"], sorted({(r["mixture"], r["mixture_digest"]) for r in rows}, key=lambda r: names.index(r[0])))
+    digests = table(
+        ["mixture", "digest"],
+        sorted({(r["mixture"], r["mixture_digest"]) for r in rows}, key=lambda r: names.index(r[0])),
+    )
     return Section("mixtures", "Mixtures", chart + table(headers, lines, note) + digests)
 
 
@@ -259,7 +393,11 @@ def training(facts: Facts) -> Section | None:
     headers = ["model", "steps", "tokens", "last loss", "seconds", "tokens/s", "waiting for data", "parameters"]
     keys = ("steps", "tokens", "loss", "seconds", "tokens_per_second", "data_wait", "parameters")
     rows = [[name, *(made.get(k) for k in keys)] for name, made in facts.summary.get("training", {}).items()]
-    return Section("training", "Training", chart + table(headers, rows, "Every line is one seed; last loss is the mean of the last tenth of the steps"))
+    return Section(
+        "training",
+        "Training",
+        chart + table(headers, rows, "Every line is one seed; last loss is the mean of the last tenth of the steps"),
+    )
 
 
 def samples(facts: Facts, thresholds: list[Threshold]) -> Section | None:
@@ -269,14 +407,27 @@ def samples(facts: Facts, thresholds: list[Threshold]) -> Section | None:
     texts = {(s.source, s.shard, s.row): s.text for s in flat}
     blocks = []
     for t, below, above in found:
-        names = (("Just below", below), ("At it, or just above", above)) if t.sides[0] == "<" else (("At it, or just below", below), ("Just above", above))
+        names = (
+            (("Just below", below), ("At it, or just above", above))
+            if t.sides[0] == "<"
+            else (("At it, or just below", below), ("Just above", above))
+        )
         sides = "".join(f"<div><h4>{title}</h4>{_samples(side, texts)}</div>" for title, side in names)
-        blocks.append(details(f"{t.rule}: {t.column} {t.operator} {t.value:.6g}", f'<div class="sides">{sides}</div>'))
+        blocks.append(
+            details(
+                f"{t.rule}: {t.column} {t.operator} {t.value:.6g}",
+                f'<div class="sides">{sides}</div>',
+                opened=not blocks,
+            )
+        )
     return Section("samples", "Around the thresholds", "".join(blocks)) if blocks else None
 
 
 def _samples(side: Iterable[Sample], texts: Mapping[tuple[str, str, int], str]) -> str:
-    return "".join(sample(f"{s.value:.6g}, {_where(s)}", texts[s.source, s.shard, s.row]) for s in side) or '<p class="muted">no document</p>'
+    return (
+        "".join(sample(f"{s.value:.6g}, {_where(s)}", texts[s.source, s.shard, s.row]) for s in side)
+        or '<p class="muted">no document</p>'
+    )
 
 
 def _where(s: Sample) -> str:
@@ -296,11 +447,14 @@ def models(facts: Facts) -> Section | None:
         rows += [(f"documents, {label}", f"{n:,}") for label, n in card.get("documents", {}).items()]
         if "auc" in held:
             error = held.get("auc_standard_error") or 0
-            rows += [("held-out documents", f"{held['documents']:,}"), ("held-out AUC", f"{held['auc']:.3f} ± {error:.3f} (standard error)")]
+            rows += [
+                ("held-out documents", f"{held['documents']:,}"),
+                ("held-out AUC", f"{held['auc']:.3f} ± {error:.3f} (standard error)"),
+            ]
         rows += [(k, made[k]) for k in ("digest", "seconds") if made and k in made]
         chart = charts.embedded(charts.calibration(held["calibration"])) if held.get("calibration") else ""
         own = table(["", ""], rows, long=[""])
-        parts.append(f'<h3>{_text(name)}</h3><div class="charts"><div>{own}</div><div>{chart}</div></div>')
+        parts.append(f'<h3>{escape(name)}</h3><div class="charts"><div>{own}</div><div>{chart}</div></div>')
     return Section("models", "Fitted models", "".join(parts)) if parts else None
 
 
@@ -308,13 +462,28 @@ def provenance(facts: Facts) -> Section:
     """What could not be read, what it took, and with what it was made."""
     parts = []
     quarantined = [(q["path"], q["cause"]) for q in facts.summary.get("shards", {}).get("quarantined", [])]
-    parts.append(table(["shard", "cause"], quarantined, "Quarantined: could not be read, wholly or in part", long=["shard", "cause"]))
+    parts.append(
+        table(
+            ["shard", "cause"],
+            quarantined,
+            "Quarantined: could not be read, wholly or in part",
+            long=["shard", "cause"],
+        )
+    )
     seconds = {k: v for k, v in facts.summary.get("seconds", {}).items() if k != "total"}
     if seconds:
-        parts.append(charts.embedded(charts.bars("Time by step of the last run", "seconds", list(seconds), {"seconds": list(seconds.values())})))
+        parts.append(
+            charts.embedded(
+                charts.bars(
+                    "Time by step of the last run", "seconds", list(seconds), {"seconds": list(seconds.values())}
+                )
+            )
+        )
     parts.append(table(["package", "version"], [(p, v) for p in PACKAGES if (v := _version(p))]))
-    recipe = yaml.safe_dump(facts.recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)
-    parts.append(details("Recipe", f"<pre>{_text(recipe)}</pre>"))
+    recipe = yaml.safe_dump(
+        facts.recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True
+    )
+    parts.append(details("Recipe", f"<pre>{escape(recipe)}</pre>"))
     return Section("provenance", "How it was made", "".join(parts))
 
 
@@ -327,4 +496,4 @@ def _version(package: str) -> str | None:
 
 def title(facts: Facts) -> tuple[str, str]:
     """Headline and lead of the page."""
-    return f"Corpus {facts.recipe.name}", f'<p class="muted">corpusmill run in {_text(str(Path(facts.run)))}</p>'
+    return f"Corpus {facts.recipe.name}", f'<p class="muted">corpusmill run in {escape(str(Path(facts.run)))}</p>'

@@ -27,19 +27,54 @@ import yaml
 log = logging.getLogger("corpusmill")
 MEMORY = "1GB"
 HELDOUT = "heldout"
-OWN = ("source", "shard", "row", "id", "bytes", "characters", "draw", "holdout")  # as in a recipe, these hide a shard's own
+OWN = (
+    "source",
+    "shard",
+    "row",
+    "id",
+    "bytes",
+    "characters",
+    "draw",
+    "holdout",
+)  # as in a recipe, these hide a shard's own
 
 SHARDS = pa.schema(
-    {"number": pa.int64(), "source": pa.string(), "shard": pa.string(), "path": pa.string(), "bytes": pa.int64(), "rows": pa.int64()}
+    {
+        "number": pa.int64(),
+        "source": pa.string(),
+        "shard": pa.string(),
+        "path": pa.string(),
+        "bytes": pa.int64(),
+        "rows": pa.int64(),
+    }
     | {"row_groups": pa.int64(), "digest": pa.string(), "cause": pa.string()}
 )
 MIXTURES = pa.schema(
-    {"mixture": pa.string(), "source": pa.string(), "weight": pa.float64(), "documents": pa.int64(), "tokens": pa.int64()}
-    | {"available": pa.int64(), "asked": pa.int64(), "epochs": pa.float64(), "phase": pa.int64(), "mixture_digest": pa.string()}
+    {
+        "mixture": pa.string(),
+        "source": pa.string(),
+        "weight": pa.float64(),
+        "documents": pa.int64(),
+        "tokens": pa.int64(),
+    }
+    | {
+        "available": pa.int64(),
+        "asked": pa.int64(),
+        "epochs": pa.float64(),
+        "phase": pa.int64(),
+        "mixture_digest": pa.string(),
+    }
 )
 MEASURES = [f"{unit}{end}" for unit in ("nats_per_token", "bits_per_byte") for end in ("", "_low", "_high")]
 EVALUATION = pa.schema(
-    {"mixture": pa.string(), "seed": pa.int64(), "source": pa.string(), "documents": pa.int64(), "tokens": pa.int64(), "bytes": pa.int64()}
+    {
+        "mixture": pa.string(),
+        "seed": pa.int64(),
+        "source": pa.string(),
+        "documents": pa.int64(),
+        "tokens": pa.int64(),
+        "bytes": pa.int64(),
+    }
     | dict.fromkeys(MEASURES, pa.float64())
 )
 
@@ -72,7 +107,9 @@ class Folder:
     def open(cls, run: str) -> Folder:
         path = Path(run)
         if not (path / "shards.json").is_file() or not (path / "recipe.yaml").is_file():
-            raise QueryError(f"{run} is not a run folder: it has no shards.json and recipe.yaml; give the folder that `corpusmill run` wrote")
+            raise QueryError(
+                f"{run} is not a run folder: it has no shards.json and recipe.yaml; give the folder that `corpusmill run` wrote"
+            )
         shards = json.loads((path / "shards.json").read_text())
         return cls(path, yaml.safe_load((path / "recipe.yaml").read_text()), shards, list(_splits(path, shards)))
 
@@ -90,12 +127,20 @@ class Folder:
         """(folder, column) of every sidecar the recipe asks for, in the order of the columns."""
         scores = [*self.recipe.get("score", {}), *(["tokens"] if self.recipe.get("tokenizer") else [])]
         columns = [(f"scores/{name}", name) for name in scores]
-        return [*columns, *((f"dedupe/{name}", name) for name in self.recipe.get("dedupe", {})), ("selection", "selection")]
+        return [
+            *columns,
+            *((f"dedupe/{name}", name) for name in self.recipe.get("dedupe", {})),
+            ("selection", "selection"),
+        ]
 
     @property
     def ledgers(self) -> list[str]:
         """Ledger files of the recipe's steps, whatever other recipes have left in the folder."""
-        parts = {"scores": {n for _, n in self.sidecars}, "mix": {*self.recipe.get("mix", {}), HELDOUT}, "sample": self.recipe.get("fit", {})}
+        parts = {
+            "scores": {n for _, n in self.sidecars},
+            "mix": {*self.recipe.get("mix", {}), HELDOUT},
+            "sample": self.recipe.get("fit", {}),
+        }
         parts |= dict.fromkeys(("signatures", "dedupe"), self.recipe.get("dedupe", {}))
         found = []
         for file in sorted((self.path / "ledger").glob("*.parquet")):
@@ -109,12 +154,19 @@ class Folder:
 
     def files(self, sidecar: str) -> dict[str, str]:
         """Literals of the files of a sidecar that are there, and of the numbers of their shards."""
-        held = [(s.number, f) for s in self.splits if (f := self.path / sidecar / s.source / f"{s.name}.parquet").is_file()]
-        return {"numbers": f"({_literal([n for n, _ in held])}::BIGINT[])", "files": _literal([str(f) for _, f in held])}
+        held = [
+            (s.number, f) for s in self.splits if (f := self.path / sidecar / s.source / f"{s.name}.parquet").is_file()
+        ]
+        return {
+            "numbers": f"({_literal([n for n, _ in held])}::BIGINT[])",
+            "files": _literal([str(f) for _, f in held]),
+        }
 
     def manifests(self) -> dict[str, dict[str, Any]]:
         names = [*self.recipe.get("mix", {}), HELDOUT]
-        return {n: json.loads(f.read_text()) for n in names if (f := self.path / "mixtures" / n / "manifest.json").is_file()}
+        return {
+            n: json.loads(f.read_text()) for n in names if (f := self.path / "mixtures" / n / "manifest.json").is_file()
+        }
 
     def trainings(self) -> Iterator[tuple[str, int, Path]]:
         """(mixture, seed, folder) of every training run that has begun."""
@@ -146,7 +198,9 @@ def connect(run: str) -> duckdb.DuckDBPyConnection:
     """
     folder = Folder.open(run)
     spill = tempfile.mkdtemp(prefix="corpusmill-sql-")
-    connection = duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": spill, "autoinstall_known_extensions": False})
+    connection = duckdb.connect(
+        config={"memory_limit": MEMORY, "temp_directory": spill, "autoinstall_known_extensions": False}
+    )
     weakref.finalize(connection, shutil.rmtree, spill, ignore_errors=True)
     try:
         _views(connection, folder, Path(spill))
@@ -178,8 +232,14 @@ def _views(connection: duckdb.DuckDBPyConnection, folder: Folder, spill: Path) -
         _documents(connection, folder, spill)
     if folder.ledgers:
         _execute(connection, "ledger", files=_literal(folder.ledgers))
-    mixtures = [(name, [f"{folder.path}/mixtures/{name}/{f}" for f in files]) for name, files in _mixture_files(folder).items()]
-    parts = [_filled("mixture", mixture=_literal(n), files=_literal(f), union=_literal(folder.union)) for n, f in mixtures if f]
+    mixtures = [
+        (name, [f"{folder.path}/mixtures/{name}/{f}" for f in files]) for name, files in _mixture_files(folder).items()
+    ]
+    parts = [
+        _filled("mixture", mixture=_literal(n), files=_literal(f), union=_literal(folder.union))
+        for n, f in mixtures
+        if f
+    ]
     _create_union(connection, "mixture", parts)
     for view, file in (("training", "log.jsonl"), ("losses", "evaluation.parquet")):
         found = [(mixture, seed, path / file) for mixture, seed, path in folder.trainings()]
@@ -192,29 +252,48 @@ def _tables(connection: duckdb.DuckDBPyConnection, folder: Folder) -> None:
     """What is small and lies in JSON becomes tables: shards, mixtures, evaluation."""
     _create_table(connection, "shards", SHARDS, [_shard(n, s) for n, s in enumerate(folder.shards)])
     rows = [
-        {"mixture": name, "source": source, "mixture_digest": manifest["digest"], **{k: v for k, v in part.items() if k in MIXTURES.names}}
+        {
+            "mixture": name,
+            "source": source,
+            "mixture_digest": manifest["digest"],
+            **{k: v for k, v in part.items() if k in MIXTURES.names},
+        }
         for name, manifest in folder.manifests().items()
         for source, part in manifest["sources"].items()
     ]
     if rows:
         _create_table(connection, "mixtures", MIXTURES, rows)
     found = [(m, s, path / "evaluation.json") for m, s, path in folder.trainings()]
-    rows = [row for mixture, seed, file in found if file.is_file() for row in _evaluations(mixture, seed, json.loads(file.read_text()))]
+    rows = [
+        row
+        for mixture, seed, file in found
+        if file.is_file()
+        for row in _evaluations(mixture, seed, json.loads(file.read_text()))
+    ]
     if rows:
         _create_table(connection, "evaluation", EVALUATION, rows)
 
 
 def _shard(number: int, shard: Mapping[str, Any]) -> dict[str, Any]:
     rows = [group[0] for group in shard["groups"]]
-    return {"number": number, "shard": shard["name"], "bytes": shard["size"], "rows": sum(rows), "row_groups": len(rows)} | {
-        k: shard[k] for k in ("source", "path", "digest", "cause")
-    }
+    return {
+        "number": number,
+        "shard": shard["name"],
+        "bytes": shard["size"],
+        "rows": sum(rows),
+        "row_groups": len(rows),
+    } | {k: shard[k] for k in ("source", "path", "digest", "cause")}
 
 
 def _evaluations(mixture: str, seed: int, evaluation: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Rows of one evaluation: every source, and all together with source NULL."""
     for source, entry in [(None, evaluation["overall"]), *evaluation["sources"].items()]:
-        row = {"mixture": mixture, "seed": seed, "source": source, **{k: v for k, v in entry.items() if k in EVALUATION.names}}
+        row = {
+            "mixture": mixture,
+            "seed": seed,
+            "source": source,
+            **{k: v for k, v in entry.items() if k in EVALUATION.names},
+        }
         for unit in ("nats_per_token", "bits_per_byte"):
             row[f"{unit}_low"], row[f"{unit}_high"] = entry[f"{unit}_interval"]
         yield row
@@ -227,7 +306,14 @@ def _documents(connection: duckdb.DuckDBPyConnection, folder: Folder, spill: Pat
     hidden = {*OWN, *(column for column, _ in sidecars)}
     raw = _readable(folder, spill)
     if raw:
-        joins.append(_filled("raw", numbers=f"({_literal(list(raw))}::BIGINT[])", files=_literal(list(raw.values())), union=_literal(folder.union)))
+        joins.append(
+            _filled(
+                "raw",
+                numbers=f"({_literal(list(raw))}::BIGINT[])",
+                files=_literal(list(raw.values())),
+                union=_literal(folder.union),
+            )
+        )
         names = dict.fromkeys(n for s in folder.shards if not s["cause"] for n, _ in s["columns"])
         columns += [_text(folder) if n == folder.text else f"raw.{_name(n)}" for n in names if n not in hidden]
     for k, (column, files) in enumerate(sidecars):
@@ -251,11 +337,19 @@ def _readable(folder: Folder, spill: Path) -> dict[int, str]:
     wanted = {s.number: folder.shards[s.number]["path"] for s in folder.splits}
     missing = [path for path in wanted.values() if "://" in path or not Path(path).is_file()]
     if missing:
-        log.warning("%s is not here, so documents have no text and no columns of their shards; start in the folder that the run was started in", missing[0])
+        log.warning(
+            "%s is not here, so documents have no text and no columns of their shards; start in the folder that the run was started in",
+            missing[0],
+        )
         return {}
-    ledger = pq.read_table(folder.path / "ledger" / "index.parquet", columns=["source", "shard", "repaired"]).to_pylist()
+    ledger = pq.read_table(
+        folder.path / "ledger" / "index.parquet", columns=["source", "shard", "repaired"]
+    ).to_pylist()
     broken = {(r["source"], r["shard"]) for r in ledger if any("invalid_utf8" in reason for reason, _ in r["repaired"])}
-    return {n: _repaired(p, folder.text, spill / f"{n}.parquet") if _place(folder.shards[n]) in broken else p for n, p in wanted.items()}
+    return {
+        n: _repaired(p, folder.text, spill / f"{n}.parquet") if _place(folder.shards[n]) in broken else p
+        for n, p in wanted.items()
+    }
 
 
 def _place(shard: Mapping[str, Any]) -> tuple[str, str]:
@@ -276,10 +370,14 @@ def _repaired(path: str, text: str, copy: Path) -> str:
 
 
 def _mixture_files(folder: Folder) -> dict[str, list[str]]:
-    return {n: [f["path"] for part in m["sources"].values() for f in part["files"]] for n, m in folder.manifests().items()}
+    return {
+        n: [f["path"] for part in m["sources"].values() for f in part["files"]] for n, m in folder.manifests().items()
+    }
 
 
-def _create_table(connection: duckdb.DuckDBPyConnection, name: str, schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> None:
+def _create_table(
+    connection: duckdb.DuckDBPyConnection, name: str, schema: pa.Schema, rows: Sequence[Mapping[str, Any]]
+) -> None:
     connection.register("rows_of_table", pa.Table.from_pylist(list(rows), schema))
     connection.execute(f"CREATE TABLE {name} AS SELECT * FROM rows_of_table")
     connection.unregister("rows_of_table")

@@ -1,0 +1,56 @@
+"""One step without a recipe file: the parts given on the command line make a recipe, or are added to that of a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.recipe import Recipe, RecipeError, load, parse
+
+
+def recipe_for(data: str, parts: dict[str, Any], folder: str | None) -> tuple[Recipe, str]:
+    """The recipe to run and its run folder. `data` is a run folder or a glob; `parts` extend what is there under their names.
+
+    Raises:
+        RecipeError: the parts do not fit, or a glob comes without a run folder to write to.
+    """
+    held = Path(data) / "recipe.yaml"
+    if held.is_file():
+        given = load(str(held)).model_dump(mode="json")
+    elif Path(data).is_dir():
+        raise RecipeError(f"{data} is no run folder (it has no recipe.yaml); for shards give a quoted glob, as '{data}/*.parquet'")
+    elif folder is None:
+        raise RecipeError("with a glob, --run must name the run folder to write to")
+    else:
+        before = Path(folder) / "recipe.yaml"
+        given = yaml.safe_load(before.read_text()) if before.is_file() else {"name": Path(folder).name or "run"}
+        given["sources"] = {"documents": data}
+    for part, value in parts.items():
+        given[part] = {**(given.get(part) or {}), **value} if isinstance(value, dict) else value
+    return parse(given), folder or data.rstrip("/")
+
+
+def parameters(scorers: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`quality:scorer=fasttext,model=m.bin` -> {"quality": {"scorer": "fasttext", "model": "m.bin"}}; values are read as YAML."""
+    result: dict[str, dict[str, Any]] = {}
+    for text in scorers:
+        name, _, rest = text.partition(":")
+        pairs = [pair.partition("=") for pair in rest.split(",") if pair]
+        if any(not mark for _, mark, _ in pairs):
+            raise RecipeError(f"--scorer {text!r}: write NAME:KEY=VALUE,KEY=VALUE")
+        result[name] = {key.strip(): yaml.safe_load(value) for key, _, value in pairs}
+    return result
+
+
+def conditions(texts: Sequence[str]) -> dict[str, str]:
+    """`long=characters > 200` -> {"long": "characters > 200"}."""
+    result = {}
+    for text in texts:
+        name, mark, condition = text.partition("=")
+        if not mark or not name.strip().isidentifier():
+            raise RecipeError(f"--where {text!r}: write NAME=CONDITION, as 'long=characters > 200'")
+        result[name.strip()] = condition.strip()
+    return result

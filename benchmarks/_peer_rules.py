@@ -20,7 +20,7 @@ from datatrove.utils.text import split_into_words
 
 
 def decide(rules, text):
-    """The reason a filter drops a document, or None. A filter that raises drops it: a document without words does so."""
+    """The reason a filter drops a document, or None. A filter that raises, as on a document without words, drops it."""
     try:
         kept = rules.filter(Document(text=text, id="0"))
     except (ZeroDivisionError, AssertionError) as error:
@@ -29,7 +29,7 @@ def decide(rules, text):
 
 
 def main(source, target):
-    """One process; every document goes through all four filters in turn, so datatrove's cache of words serves them all."""
+    """One process; every document goes through the four filters in turn, so datatrove's cache of words serves all."""
     rules = {
         "fineweb": FineWebQualityFilter(),
         "gopher_quality": GopherQualityFilter(),

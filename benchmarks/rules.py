@@ -2,9 +2,9 @@
 
     python benchmarks/rules.py --input FILE_OR_GLOB [--limit N] [--json] [--peer-python PYTHON]
 
-Parquet files with a column `text`. datatrove is installed once, into ~/.cache/corpusmill-bench. Both sides run in one
-process each; seconds are those of the processor (`time.process_time`), so other work on the machine counts for neither.
-The last line of standard output is one JSON object. A disagreement is a document that one side passes and the other drops;
+Parquet files with a column `text`. datatrove is installed once, into ~/.cache/corpusmill-bench. Each side runs in one
+process; seconds are those of the processor (`time.process_time`), so other work on the machine counts for neither. The
+last line of standard output is one JSON object. A disagreement is a document that one side passes and the other drops;
 it is explained by tokenisation where the words of both sides differ.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import itertools
 import json
 import subprocess
 import sys
@@ -54,7 +55,7 @@ def peer_python() -> Path:
 
 def read(pattern: str, limit: int | None) -> list[pa.RecordBatch]:
     """The texts in record batches of at most about `BATCH_BYTES`, without null and blank ones."""
-    paths = sorted(glob.glob(pattern, recursive=True))
+    paths = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 -- the pattern may be absolute
     if not paths:
         raise SystemExit(f"no file matches {pattern!r}")
     tables = [pq.read_table(path, columns=["text"]).cast(pa.schema([("text", pa.large_string())])) for path in paths]
@@ -70,7 +71,9 @@ def run_peer(python: Path, batches: list[pa.RecordBatch]) -> dict[str, Any]:
         source, target = Path(folder, "documents.jsonl"), Path(folder, "result.json")
         with source.open("w") as out:
             out.writelines(json.dumps(text) + "\n" for batch in batches for text in batch.column("text").to_pylist())
-        subprocess.run([python, Path(__file__).with_name("_peer_rules.py"), source, target], check=True, stdout=sys.stderr)
+        subprocess.run(
+            [python, Path(__file__).with_name("_peer_rules.py"), source, target], check=True, stdout=sys.stderr
+        )
         return json.loads(target.read_text())
 
 
@@ -88,7 +91,9 @@ def run_ours(batches: list[pa.RecordBatch]) -> tuple[float, dict[str, list[str |
         found = [score(records) for records in batches]
     seconds = (time.process_time() - started) / REPEATS
     columns = zip(RULE_SETS, zip(*found, strict=True), strict=True)
-    return seconds, {name: [r for array in arrays for r in array.field("reason").to_pylist()] for name, arrays in columns}
+    return seconds, {
+        name: [r for array in arrays for r in array.field("reason").to_pylist()] for name, arrays in columns
+    }
 
 
 def word_digests(batches: list[pa.RecordBatch]) -> list[int]:
@@ -99,7 +104,7 @@ def word_digests(batches: list[pa.RecordBatch]) -> list[int]:
         data, words = batch.bytes.tobytes(), batch.words
         pieces = [data[a:b] for a, b in zip(words.start.tolist(), words.end.tolist(), strict=True)]
         ends = words.offsets.tolist()
-        found += [zlib.crc32(b"\n".join(pieces[a:b])) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        found += [zlib.crc32(b"\n".join(pieces[a:b])) for a, b in itertools.pairwise(ends)]
     return found
 
 
@@ -111,10 +116,16 @@ def compare(ours: dict[str, list[str | None]], peer: dict[str, Any], digests: li
         pairs = list(zip(ours[name], peer["reasons"][name], strict=True))
         at = [i for i, (a, b) in enumerate(pairs) if (a is None) != (b is None)]
         agreement[name] = 1 - len(at) / len(pairs)
-        disagreements[name] = dict(Counter(f"ours {a or 'passed'}, peer {b or 'passed'}" for a, b in (pairs[i] for i in at)))
+        disagreements[name] = dict(
+            Counter(f"ours {a or 'passed'}, peer {b or 'passed'}" for a, b in (pairs[i] for i in at))
+        )
         explained[name] = int(differ[at].sum())
-    return {"agreement": agreement, "disagreements": disagreements, "explained_by_tokenisation": explained,
-            "documents_with_other_words": int(differ.sum())}
+    return {
+        "agreement": agreement,
+        "disagreements": disagreements,
+        "explained_by_tokenisation": explained,
+        "documents_with_other_words": int(differ.sum()),
+    }
 
 
 def show(result: dict[str, Any]) -> None:
@@ -123,11 +134,15 @@ def show(result: dict[str, Any]) -> None:
         table.add_column(heading)
     for name in RULE_SETS:
         rules = ", ".join(f"{rule} ({n})" for rule, n in result["disagreements"][name].items())
-        table.add_row(name, f"{result['agreement'][name]:.2%}", rules or "none", str(result["explained_by_tokenisation"][name]))
+        table.add_row(
+            name, f"{result['agreement'][name]:.2%}", rules or "none", str(result["explained_by_tokenisation"][name])
+        )
     console = Console(width=120)
     console.print(table)
-    console.print(f"ours {result['docs_s_core']:,.0f} documents/s/core ({result['mb_s_core']:.1f} MB/s), "
-                  f"datatrove {result['peer_docs_s_core']:,.1f}: {result['speedup']:.0f} times as fast")
+    console.print(
+        f"ours {result['docs_s_core']:,.0f} documents/s/core ({result['mb_s_core']:.1f} MB/s), "
+        f"datatrove {result['peer_docs_s_core']:,.1f}: {result['speedup']:.0f} times as fast"
+    )
 
 
 def main() -> None:
@@ -135,7 +150,9 @@ def main() -> None:
     parser.add_argument("--input", required=True, help="Parquet file or glob")
     parser.add_argument("--limit", type=int, help="documents to read")
     parser.add_argument("--json", action="store_true", help="print the JSON line alone")
-    parser.add_argument("--peer-python", type=Path, help="interpreter of an environment that has datatrove 0.10 and spaCy")
+    parser.add_argument(
+        "--peer-python", type=Path, help="interpreter of an environment that has datatrove 0.10 and spaCy"
+    )
     arguments = parser.parse_args()
     batches = read(arguments.input, arguments.limit)
     documents, size = sum(map(len, batches)), sum(len(Batch(records).bytes) for records in batches)
@@ -144,8 +161,12 @@ def main() -> None:
     seconds, ours = run_ours(batches)
     peer = run_peer(arguments.peer_python or peer_python(), batches)
     result = {
-        "documents": documents, "bytes": size, "speedup": peer["seconds"] / seconds, "docs_s_core": documents / seconds,
-        "peer_docs_s_core": documents / peer["seconds"], "mb_s_core": size / seconds / 1e6,
+        "documents": documents,
+        "bytes": size,
+        "speedup": peer["seconds"] / seconds,
+        "docs_s_core": documents / seconds,
+        "peer_docs_s_core": documents / peer["seconds"],
+        "mb_s_core": size / seconds / 1e6,
         **compare(ours, peer, word_digests(batches)),
     }
     if not arguments.json:

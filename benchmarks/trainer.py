@@ -1,11 +1,11 @@
-"""Tokens per second of trainers.pretrain against TRL's SFTTrainer with packing, and the packed loss against the unpacked.
+"""Tokens per second of trainers.pretrain against TRL's SFTTrainer with packing; packed against unpacked loss.
 
     python benchmarks/trainer.py --json [--shards DIR/*.parquet …] [--threads 1] [--precision fp32] [--pairs 3]
 
 Same model (same initial weights), documents, row length, tokens per batch, optimiser settings, precision and threads.
 Runs alternate, each in a process of its own; a rate is that of all steps after the first two, and figures are medians
-over pairs. TRL gets the documents as token ids, gradient checkpointing off and its own defaults for the rest; it runs in
-an environment of its own (`--environment`, made with venv and pip where it does not exist yet). Without --shards the
+over pairs. TRL gets the documents as token ids, gradient checkpointing off and its own defaults for the rest; it runs
+in an environment of its own (`--environment`, made with venv and pip where it does not exist yet). Without --shards the
 documents are the docstrings and code found on this machine. Target tokens are counted for both.
 """
 
@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def call(python: str, part: str, work: Path, job: dict[str, Any]) -> dict[str, A
     threads = {"OMP_NUM_THREADS": str(job["threads"]), "RAYON_NUM_THREADS": str(job["threads"])}
     path = {"PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     command = [python, __file__, "--part", part, str(work), json.dumps(job)]
-    done = subprocess.run(command, env=os.environ | threads | path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, env=os.environ | threads | path, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{part} failed:\n{done.stderr[-3000:]}")
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -156,9 +157,10 @@ def ours(work: Path, job: dict[str, Any]) -> dict[str, Any]:
     run = Run(config, open_mixture(work / "mixture", work), out, {})
     run.model.train()
     lines = [run._step() for _ in range(job["steps"])]
-    seconds = sum((b["tokens"] - a["tokens"]) / b["tokens_s"] for a, b in zip(lines[WARM - 1 :], lines[WARM:], strict=False))
+    counts = [b["tokens"] - a["tokens"] for a, b in pairwise(lines[WARM - 1 :])]
+    seconds = sum(count / line["tokens_s"] for count, line in zip(counts, lines[WARM:], strict=True))
     wait = statistics.median(line["data_wait"] for line in lines[WARM:])
-    rate = (lines[-1]["tokens"] - lines[WARM - 1]["tokens"]) / seconds
+    rate = sum(counts) / seconds
     return {"tokens_per_second": rate, "data_wait": wait, "first_loss": lines[0]["loss"]}
 
 

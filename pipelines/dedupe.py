@@ -1,13 +1,16 @@
 """Duplicates: which documents are the same, and which one of them to keep. Flags in a sidecar; removal is `select`'s affair.
 
 A method has two halves. Its signature is a column of the scoring pass, so text is read once. Its clusters come from a
-shuffle of fixed-width keys and ids in Arrow blocks, never of text.
+shuffle of Arrow blocks that hold, for each split and hash, one candidate and a count: a page that occurs a million times
+costs the shuffle one row per split, so no partition grows with the size of a cluster. A candidate takes about 100 bytes;
+a worker holds one partition (PARTITION_DOCUMENTS, 20 MB), or the keys and flags of one split. About 1 µs per document.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
 import apache_beam as beam
 import numpy as np
@@ -27,6 +30,9 @@ from sql.expressions import Expression, evaluate
 
 PARTITION_DOCUMENTS = 200_000  # one partition of the shuffle, about 20 MB in the worker that decides it
 BLOCK = tuple[int, pa.RecordBatch]  # what the shuffles carry, under the Arrow coder
+BEST_FIRST = [
+    ("high", "ascending"), ("low", "ascending"), ("priority", "descending"), ("id", "ascending"), ("split", "ascending"), ("row", "ascending"),
+]  # fmt: skip
 FLAGS = pa.struct(
     [
         pa.field("cluster", pa.uint64(), nullable=False),
@@ -59,7 +65,7 @@ def base(tables: Tables, method: Exact, splits: Sequence[Split]) -> str:
 
 def exact(context: Context, tables: Tables, splits: Sequence[Split], method: Exact, documents: int) -> tuple[Struct, list[Record]]:
     """Flag the exact duplicates of all splits; returns the new column and the step's records."""
-    splits = sorted(splits, key=lambda s: (s.source, s.name))
+    splits = sorted(splits, key=lambda s: (s.source, s.shard, s.first_group))
     struct = Struct("dedupe/exact", FLAGS, base(tables, method, splits))
     folder = f"{context.run}/{struct.folder}"
     held = {s: store.committed(s.sidecar(folder), store.digest(struct.base, s.identity())) for s in splits}
@@ -83,7 +89,7 @@ def exact(context: Context, tables: Tables, splits: Sequence[Split], method: Exa
 
 
 class KeyBlocks(beam.DoFn):
-    """(number, split) -> (partition of the hash, block of hash, priority, id and place of its documents)."""
+    """(number, split) -> (partition of the hash, block of its candidates: the best document of each hash, and how many have it)."""
 
     def __init__(self, tables: Tables, prefer: str, partitions: int) -> None:
         self.tables, self.prefer, self.partitions = tables, prefer, partitions
@@ -91,65 +97,67 @@ class KeyBlocks(beam.DoFn):
     def process(self, element: tuple[int, Split]) -> Iterator[tuple[int, pa.RecordBatch]]:
         number, split = element
         table = self.tables.load(split, {"signatures/exact", *Expression(self.prefer).names})
+        if not table.num_rows:  # it still has to write its empty sidecar
+            yield 0, pa.RecordBatch.from_pylist([], pa.schema([], metadata={"split": str(number)}))
+            return
         signature = table.column("signatures/exact").combine_chunks()
         priority = evaluate({"priority": f"CAST({self.prefer} AS DOUBLE)"}, table).column("priority")
-        n = table.num_rows
-        block = pa.table(
-            {
-                "high": signature.field("high"),
-                "low": signature.field("low"),
-                "priority": pc.fill_null(priority, -np.inf),
-                "id": table.column("id"),
-                "split": pa.array(np.full(n, number, np.int32)),
-                "row": table.column("row"),
-            }
-        ).combine_chunks()
-        high = block.column("high").to_numpy()
-        partition = ((high >> np.uint64(32)) * np.uint64(self.partitions)) >> np.uint64(32)
-        if not n:  # a split without documents still has to write its empty sidecar
-            yield 0, _empty(block.schema, number)
-        for p in np.unique(partition):
-            yield int(p), block.filter(pa.array(partition == p)).combine_chunks().to_batches()[0]
+        columns = {"high": signature.field("high"), "low": signature.field("low"), "priority": pc.fill_null(priority, -np.inf)}
+        columns |= {"id": table.column("id"), "split": pa.array(np.full(table.num_rows, number, np.int32)), "row": table.column("row")}
+        best, start = _best_first(pa.table(columns))
+        candidates = best.take(pa.array(start)).append_column("count", pa.array(np.diff(start, append=table.num_rows)))
+        high = candidates.column("high").to_numpy()
+        partition = (((high >> np.uint64(32)) * np.uint64(self.partitions)) >> np.uint64(32)).astype(np.int64)
+        edges = np.flatnonzero(np.diff(partition, prepend=-1, append=-1))  # candidates are in order of high
+        for first, end in pairwise(edges):
+            yield int(partition[first]), candidates.slice(first, end - first).combine_chunks().to_batches()[0]
 
 
-def _empty(schema: pa.Schema, number: int) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pylist([], schema).replace_schema_metadata({"split": str(number)})
+def _best_first(table: pa.Table) -> tuple[pa.Table, np.ndarray]:
+    """Documents in order of hash, the survivor first of each hash, and where in it each hash begins."""
+    table = table.take(pc.sort_indices(table, sort_keys=BEST_FIRST)).combine_chunks()
+    return table, _starts(table.column("high").to_numpy(), table.column("low").to_numpy())
+
+
+def _starts(high: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """int64 [different hashes]: where each begins in hashes that are in order."""
+    differs = np.ones(len(high), bool)
+    differs[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+    return np.flatnonzero(differs)
 
 
 class Decide(beam.DoFn):
-    """All blocks of one partition -> (number of the split, block of row, cluster, size, keep)."""
+    """All candidates of one partition -> (number of the split, block of its hashes: the survivor here, size of the cluster)."""
 
     def process(self, element: tuple[int, Iterable[pa.RecordBatch]]) -> Iterator[tuple[int, pa.RecordBatch]]:
-        blocks = list(element[1])
-        for block in blocks:
-            if not block.num_rows:
-                yield int(block.schema.metadata[b"split"]), _flags(*(np.empty(0, t) for t in (np.int64, np.uint64, np.int64, bool)))
-        table = pa.Table.from_batches([b.replace_schema_metadata(None) for b in blocks]).combine_chunks()
-        if not table.num_rows:
+        blocks = []
+        for block in element[1]:
+            if block.num_columns:
+                blocks.append(block)
+            else:
+                yield int(block.schema.metadata[b"split"]), _answer(*(np.empty(0, t) for t in (np.uint64, np.uint64, np.int64, np.int64)))
+        if not blocks:
             return
-        order = [("high", "ascending"), ("low", "ascending"), ("priority", "descending"), ("id", "ascending")]
-        table = table.take(pc.sort_indices(table, sort_keys=[*order, ("split", "ascending"), ("row", "ascending")]))
-        high, low = table.column("high").to_numpy(), table.column("low").to_numpy()
-        first = np.ones(len(high), bool)
-        first[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
-        group = np.cumsum(first) - 1
-        size = np.bincount(group)[group]
-        split, row = table.column("split").to_numpy(), table.column("row").to_numpy()
+        best, start = _best_first(pa.Table.from_batches(blocks))
+        high, low, split, row, count = (best.column(n).to_numpy() for n in ("high", "low", "split", "row", "count"))
+        size = np.repeat(np.add.reduceat(count, start), np.diff(start, append=len(high)))
+        survivor = np.full(len(high), -1)
+        survivor[start] = row[start]
         by_split = np.argsort(split, kind="stable")
-        bounds = np.flatnonzero(np.diff(split[by_split], prepend=-1))
-        for chosen in np.split(by_split, bounds[1:]):
-            yield int(split[chosen[0]]), _flags(row[chosen], high[chosen], size[chosen], first[chosen])
+        for chosen in np.split(by_split, np.flatnonzero(np.diff(split[by_split])) + 1):
+            yield int(split[chosen[0]]), _answer(high[chosen], low[chosen], survivor[chosen], size[chosen])
 
 
-def _flags(row: np.ndarray, cluster: np.ndarray, size: np.ndarray, keep: np.ndarray) -> pa.RecordBatch:
-    return pa.record_batch({"row": row, "cluster": cluster, "size": size.astype(np.int64), "keep": keep})
+def _answer(high: np.ndarray, low: np.ndarray, survivor: np.ndarray, size: np.ndarray) -> pa.RecordBatch:
+    """`survivor`: row of the document to keep, -1 if it is in another split."""
+    return pa.record_batch({"high": high, "low": low, "survivor": survivor, "size": size})
 
 
 class WriteFlags(beam.DoFn):
-    """(number of a split, all its flags) -> ledger record; the sidecar is committed.
+    """(number of a split, all answers to it) -> ledger record; the sidecar is committed.
 
     Raises:
-        MisalignedError: flags are missing or doubled: the engine lost elements. Nothing is written then.
+        MisalignedError: answers are missing or doubled: the engine lost elements. Nothing is written then.
     """
 
     def __init__(self, run: str, struct: Struct, step: str, splits: Sequence[Split]) -> None:
@@ -164,15 +172,28 @@ class WriteFlags(beam.DoFn):
         if record is not None:
             yield {**record, "reused": True}
             return
-        flags = pa.Table.from_batches(list(blocks))
-        flags = flags.take(pc.sort_indices(flags, sort_keys=[("row", "ascending")]))
         name = self.struct.folder.split("/")[1]
-        ids = store.read_table(split.sidecar(f"{self.run}/signatures/{name}"), ["row", "id"])
-        if not flags.column("row").equals(ids.column("row")):
-            raise MisalignedError(f"{split.source}/{split.name}: {flags.num_rows} flags came back for {ids.num_rows} documents; the engine lost some")
-        struct = pa.StructArray.from_arrays([flags.column(f.name).combine_chunks() for f in FLAGS], fields=list(FLAGS))
-        table = pa.table([ids.column("row"), ids.column("id"), struct], names=["row", "id", name])
-        made = Record.of(self.step, split, ids.num_rows, flags.num_rows, key=key, seconds=time.perf_counter() - started)
+        signatures = store.read_table(split.sidecar(f"{self.run}/signatures/{name}")).combine_chunks()
+        struct = self._flags(split, signatures, pa.Table.from_batches(list(blocks)))
+        table = pa.table([signatures.column("row"), signatures.column("id"), struct], names=["row", "id", name])
+        made = Record.of(self.step, split, table.num_rows, table.num_rows, key=key, seconds=time.perf_counter() - started)
         store.write_sidecar(path, key, table, made.json())
-        progress.report(self.run, self.step, split, flags.num_rows, 0)
+        progress.report(self.run, self.step, split, table.num_rows, 0)
         yield made.json()
+
+    def _flags(self, split: Split, signatures: pa.Table, answers: pa.Table) -> pa.StructArray:
+        hashes = signatures.column(2).combine_chunks()
+        high, low = hashes.field("high").to_numpy(), hashes.field("low").to_numpy()
+        order = np.lexsort((low, high))
+        start = _starts(high[order], low[order])
+        answers = answers.take(pc.sort_indices(answers, sort_keys=BEST_FIRST[:2]))
+        asked, answered = (high[order[start]], low[order[start]]), (answers.column("high").to_numpy(), answers.column("low").to_numpy())
+        if not all(map(np.array_equal, asked, answered)):
+            raise MisalignedError(
+                f"{split.source}/{split.name}: {answers.num_rows} answers came back for {len(start)} hashes; the engine lost or doubled some, run again"
+            )
+        cluster = np.empty(len(high), np.int64)  # place of each document's hash among the answers
+        cluster[order] = np.repeat(np.arange(len(start)), np.diff(start, append=len(high)))
+        size, survivor = answers.column("size").to_numpy()[cluster], answers.column("survivor").to_numpy()[cluster]
+        keep = survivor == signatures.column("row").to_numpy()
+        return pa.StructArray.from_arrays([pa.array(high), pa.array(size), pa.array(keep)], fields=list(FLAGS))

@@ -129,8 +129,8 @@ def load(path: str) -> Recipe:
         RecipeError: the file is missing, is not YAML, or a field is wrong.
     """
     file = Path(path)
-    bundled = Path(__file__).parent / "recipes" / f"{path}.yaml"
-    if not file.is_file() and bundled.is_file():
+    bundled = Path(__file__).parent / "recipes" / f"{file.name}.yaml"
+    if not file.is_file() and file.name == path and bundled.is_file():
         file = bundled
     if not file.is_file():
         raise RecipeError(f"no recipe at {path}; bundled ones: {', '.join(sorted(p.stem for p in bundled.parent.glob('*.yaml')))}")

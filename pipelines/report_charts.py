@@ -48,7 +48,7 @@ def _figure(title: str, x: str, y: str, height: int = 340, **layout: Any) -> go.
 
 
 def flow(stages: Sequence[tuple[str, int, bool]]) -> go.Figure:
-    """Documents from in to out. stages: (label, documents, whether they are lost here); the rest hangs from what was before."""
+    """Documents from in to out. stages: (label, documents, whether they are lost here)."""
     figure = _figure("Documents from in to out", "documents", "", height=80 + 30 * len(stages), showlegend=False)
     first, left, bases = max(stages[0][1], 1), 0, []
     for _, count, lost in stages:
@@ -206,7 +206,7 @@ def curves(
 
 
 def calibration(points: Sequence[Mapping[str, float]]) -> go.Figure:
-    """Mean score of each bin of held-out documents against the share of them that is good; on the diagonal is perfect."""
+    """Mean score of each bin of held-out documents against their share of positives; perfect is on the diagonal."""
     figure = _figure(
         "Calibration on held-out documents", "mean score", "share of positives", height=270, showlegend=False
     )

@@ -1,4 +1,4 @@
-"""What a report shows, as numbers: counts and histograms that DuckDB makes over a run's views, and the texts of a few samples.
+"""What a report shows, as numbers: counts and histograms over a run's views, and the texts of a few samples.
 
 No query reads the text of the corpus; samples are read afterwards, one row group each.
 """
@@ -17,6 +17,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 import scorers
 from pipelines import store
@@ -38,7 +39,7 @@ MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
 @dataclass(frozen=True)
 class Threshold:
-    """`column operator value` holds for what passes. `rule` names the clause of `select` or the scorer that applies it."""
+    """`column operator value` holds for what passes. `rule`: the clause of `select`, or the scorer, that applies it."""
 
     rule: str
     column: str
@@ -86,8 +87,6 @@ class Facts:
     connection: duckdb.DuckDBPyConnection = field(init=False)
 
     def __post_init__(self) -> None:
-        import yaml
-
         self.connection = connect(self.run)
         self.recipe = parse(yaml.safe_load(Path(self.run, "recipe.yaml").read_text()), f"{self.run}/recipe.yaml")
         self.summary = store.read_json(f"{self.run}/summary.json") or {}
@@ -155,7 +154,7 @@ class Facts:
             yield from (Threshold(name, *found) for found in comparisons(self.connection, expression.resolved(values)))
 
     def _published(self, name: str) -> Iterator[Threshold]:
-        """A parameter `min_x` or `max_x` of a scorer is the threshold of its field x; `max_top_gram: {2: …}` that of top_2_gram."""
+        """Parameters `min_x` and `max_x` of a scorer bound its field x; `max_top_gram: {2: …}` bounds top_2_gram."""
         given = self.recipe.score[name]
         scorer = scorers.find(given.get("scorer", name)).model_construct(**given)
         for key, value in scorer.model_dump().items():
@@ -206,7 +205,7 @@ def histograms(facts: Facts, thresholds: Iterable[Threshold]) -> list[Histogram]
     units = facts.numbers()
     parts = [
         f"min({c}), quantile_cont({c}, [0.002, 0.5, 0.998]), max({c}), count(*) - count({c})"
-        for c in map(_quoted, units)
+        for c in map(quoted, units)
     ]
     if not parts:
         return []
@@ -234,13 +233,14 @@ def _edges(low: float, high: float, logarithmic: bool) -> list[float]:
 
 
 def _counts(facts: Facts, column: str, edges: Sequence[float], logarithmic: bool) -> dict[bool, list[int]]:
-    value, low, high = f"CAST({_quoted(column)} AS DOUBLE)", edges[0], edges[-1]
+    value, low, high = f"CAST({quoted(column)} AS DOUBLE)", edges[0], edges[-1]
     if logarithmic:
         value, low, high = f"log10(greatest({value}, 1))", math.log10(low), math.log10(high)
     kept = "coalesce(selection.keep, false)" if facts.selected else "true"
     query = f"""
-        SELECT CAST(least(greatest(floor(({value} - ?) / ?), 0), {BINS - 1}) AS INTEGER) AS bin, {kept} AS kept, count(*) AS documents
-        FROM documents WHERE {_quoted(column)} IS NOT NULL AND NOT isnan({value}) GROUP BY ALL"""
+        SELECT CAST(least(greatest(floor(({value} - ?) / ?), 0), {BINS - 1}) AS INTEGER) AS bin,
+               {kept} AS kept, count(*) AS documents
+        FROM documents WHERE {quoted(column)} IS NOT NULL AND NOT isnan({value}) GROUP BY ALL"""
     counts = {True: [0] * BINS, False: [0] * BINS}
     for row in facts.rows(query, [low, (high - low) / BINS]):
         counts[row["kept"]][row["bin"]] = row["documents"]
@@ -249,11 +249,13 @@ def _counts(facts: Facts, column: str, edges: Sequence[float], logarithmic: bool
 
 def around(facts: Facts, threshold: Threshold) -> tuple[list[Sample], list[Sample]]:
     """The documents nearest to a threshold: those of smaller values, nearest first, and those of larger ones."""
-    column, (below, above) = _quoted(threshold.column), threshold.sides
+    column, (below, above) = quoted(threshold.column), threshold.sides
     columns = f"source, shard, row, id, CAST({column} AS DOUBLE) AS value"
 
     def side(operator: str, order: str) -> list[Sample]:
-        query = f"SELECT {columns} FROM documents WHERE {column} {operator} ? ORDER BY value {order}, id, source, shard, row LIMIT {SAMPLES}"
+        query = f"""
+            SELECT {columns} FROM documents WHERE {column} {operator} ?
+            ORDER BY value {order}, id, source, shard, row LIMIT {SAMPLES}"""
         return [Sample(**row) for row in facts.rows(query, [threshold.value])]
 
     return side(below, "DESC"), side(above, "ASC")
@@ -261,13 +263,15 @@ def around(facts: Facts, threshold: Threshold) -> tuple[list[Sample], list[Sampl
 
 def largest_clusters(facts: Facts, method: str, limit: int = 8) -> list[Sample]:
     """The kept document of each of the largest clusters of duplicates; `value` is the size."""
-    m = _quoted(method)
-    query = f"SELECT source, shard, row, id, {m}.size AS value FROM documents WHERE {m}.keep AND {m}.size > 1 ORDER BY {m}.size DESC, id LIMIT {limit}"
+    m = quoted(method)
+    query = f"""
+        SELECT source, shard, row, id, {m}.size AS value FROM documents
+        WHERE {m}.keep AND {m}.size > 1 ORDER BY {m}.size DESC, id LIMIT {limit}"""
     return [Sample(**row) for row in facts.rows(query)]
 
 
 def with_texts(facts: Facts, samples: Sequence[Sample]) -> list[Sample]:
-    """The samples with the beginnings of their texts; one row group is in memory at a time. What cannot be read stays empty."""
+    """The samples with the beginnings of their texts, one row group at a time; what cannot be read stays empty."""
     wanted: dict[tuple[str, int], set[int]] = {}
     shards = {(s["source"], s["name"]): s for s in store.read_json(f"{facts.run}/shards.json")}
     places = {}
@@ -311,5 +315,6 @@ def _read_texts(path: str, group: int, rows: Iterable[int], text: str) -> dict[i
     }
 
 
-def _quoted(column: str) -> str:
+def quoted(column: str) -> str:
+    """A column or a field of a struct, as SQL."""
     return ".".join('"' + part.replace('"', '""') + '"' for part in column.split("."))

@@ -22,21 +22,25 @@ h3 { font-size: 1rem; margin: 1.6rem 0 .3rem; }
 p { margin: .3rem 0 .8rem; max-width: 75ch; }
 .muted, .caption, figcaption { color: var(--muted); }
 .caption { margin: 1rem 0 0; font-size: .9rem; }
-nav { position: sticky; top: 0; z-index: 5; background: rgba(255,255,255,.94); border-bottom: 1px solid var(--line); overflow-x: auto; white-space: nowrap; }
+nav { position: sticky; top: 0; z-index: 5; background: rgba(255,255,255,.94); border-bottom: 1px solid var(--line);
+  overflow-x: auto; white-space: nowrap; }
 nav > div { max-width: 1140px; margin: 0 auto; padding: 9px 20px; }
 nav a { color: var(--muted); text-decoration: none; margin-right: 18px; font-size: .9rem; }
 nav a:hover { color: var(--accent); }
-section { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 20px 22px; margin: 18px 0; }
+section { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 20px 22px;
+  margin: 18px 0; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px; margin: 18px 0; }
 .tile { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 12px 16px; }
-.tile b { display: block; font-size: clamp(1.1rem, 4.5vw, 1.4rem); line-height: 1.25; font-weight: 600; font-variant-numeric: tabular-nums; }
+.tile b { display: block; font-size: clamp(1.1rem, 4.5vw, 1.4rem); line-height: 1.25; font-weight: 600;
+  font-variant-numeric: tabular-nums; }
 .tile span { color: var(--muted); font-size: .85rem; }
 .verdict { border-left: 5px solid #8b97a3; }
 .verdict.won { border-left-color: #3c8f5d; } .verdict.lost { border-left-color: #c2410c; }
 .verdict strong { font-size: 1.1rem; } .verdict p { max-width: none; }
 .charts, .sides { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 6px 26px; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; margin: .5rem 0 1rem; font-size: .9rem; font-variant-numeric: tabular-nums; min-width: min(100%, 380px); }
+table { border-collapse: collapse; margin: .5rem 0 1rem; font-size: .9rem; font-variant-numeric: tabular-nums;
+  min-width: min(100%, 380px); }
 th { text-align: left; font-weight: 600; color: var(--muted); border-bottom: 1px solid #cfd6dc; }
 th, td { padding: 5px 16px 5px 0; vertical-align: top; } td { border-bottom: 1px solid var(--line); }
 th.n, td.n { text-align: right; white-space: nowrap; }
@@ -46,12 +50,15 @@ summary { cursor: pointer; padding: 9px 2px; } summary:hover { color: var(--acce
 .sides { padding-bottom: 10px; }
 h4 { margin: .6rem 0 .2rem; font-size: .95rem; } .chart { min-width: 0; margin: .6rem 0 1rem; }
 .sample { margin: 0 0 12px; } .sample figcaption { font-size: .82rem; overflow-wrap: anywhere; }
-pre { margin: 4px 0 0; padding: 10px 12px; background: var(--ground); border-radius: 8px; white-space: pre-wrap; overflow-wrap: anywhere;
-  font: 12px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; max-height: 300px; overflow-y: auto; }
+pre { margin: 4px 0 0; padding: 10px 12px; background: var(--ground); border-radius: 8px; white-space: pre-wrap;
+  overflow-wrap: anywhere; font: 12px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; max-height: 300px;
+  overflow-y: auto; }
 .ok { color: #2f7a4d; } .bad { color: #c2410c; }
 footer { max-width: 1140px; margin: 0 auto; padding: 6px 20px 40px; color: var(--muted); font-size: .85rem; }
 @media (max-width: 820px) { .charts, .sides { grid-template-columns: minmax(0, 1fr); } }
-@media (max-width: 640px) { section { padding: 16px 14px; } main, header > div { padding: 0 12px; } h1 { font-size: 1.4rem; } }
+@media (max-width: 640px) {
+  section { padding: 16px 14px; } main, header > div { padding: 0 12px; } h1 { font-size: 1.4rem; }
+}
 @media print { nav { display: none; } section { break-inside: avoid; } }
 """
 
@@ -85,7 +92,7 @@ def shown(value: Any) -> str:
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "", long: Sequence[str] = ()) -> str:
-    """A table; columns of numbers stand to the right, those in `long` may break anywhere. Columns without a value are left out."""
+    """A table. Numbers stand to the right, columns in `long` may break anywhere, those without a value are left out."""
     rows = [list(row) for row in rows]
     if not rows:
         return ""
@@ -130,8 +137,10 @@ def page(title: str, lead: str, top: str, sections: Sequence[Section], script: s
     links = "".join(f'<a href="#{s.name}">{escape(s.title)}</a>' for s in sections)
     body = "".join(f'<section id="{s.name}"><h2>{escape(s.title)}</h2>{s.body}</section>' for s in sections)
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><title>{escape(title)}</title><style>{STYLE}</style>'
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style>"
         f"<script>{script}</script></head><body><header><div><h1>{escape(title)}</h1>{lead}</div></header>"
         f"<nav><div>{links}</div></nav><main>{top}{body}</main><footer>{foot}</footer></body></html>"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from importlib import metadata
 from pathlib import Path
@@ -12,10 +12,8 @@ from typing import Any
 import yaml
 
 from pipelines import report_charts as charts
-from pipelines import store
-from pipelines.report_data import Facts, Sample, Threshold, around, histograms, largest_clusters, with_texts
-from pipelines.report_page import Html, Section, details, sample, table
-from pipelines.train import verdict
+from pipelines.report_data import Facts, Sample, Threshold, around, histograms, largest_clusters, quoted, with_texts
+from pipelines.report_page import Html, Section, details, sample, table, tiles
 
 PACKAGES = (
     "corpusmill",
@@ -32,70 +30,6 @@ PACKAGES = (
     "plotly",
 )
 BALANCE = 'sum("in") = sum("out") + sum(coalesce(list_sum(map_values(dropped)), 0)) + sum(quarantined)'
-
-
-def outcome(facts: Facts) -> Section | None:
-    """Held-out loss of the mixtures, and in plain words which differences are real."""
-    losses = facts.summary.get("heldout_loss")
-    if not losses:
-        return None
-    differences = facts.summary.get("heldout_difference", {})
-    single: dict[str, list[float]] = defaultdict(list)
-    by_source: dict[str, dict[str, float]] = defaultdict(dict)
-    if "evaluation" in facts.views:
-        for row in facts.rows(
-            "SELECT mixture, nats_per_token AS loss FROM evaluation WHERE source IS NULL ORDER BY ALL"
-        ):
-            single[row["mixture"]].append(row["loss"])
-        query = "SELECT mixture, source, avg(nats_per_token) AS loss FROM evaluation WHERE source IS NOT NULL GROUP BY ALL ORDER BY source"
-        for row in facts.rows(query):
-            by_source[row["source"]][row["mixture"]] = row["loss"]
-    means = {name: (v["mean"], v["low"], v["high"]) for name, v in losses.items()}
-    parts = [
-        charts.embedded(
-            charts.intervals(
-                "Mean loss of each mixture", "nats per token (mean, 95 % interval; ticks: single seeds)", means, single
-            )
-        )
-    ]
-    documents = facts.summary.get("heldout_documents")
-    if documents:
-        seeds = max(map(len, single.values()), default=0)
-        note = f"Lower is better. {documents:,} held-out documents that no mixture and no fit has seen, {seeds} seeds."
-        parts.append(
-            f'<p class="muted">{note} Intervals: bootstrap over documents and seeds; differences are paired by both.</p>'
-        )
-    rows = [(name, v["mean"], v["low"], v["high"]) for name, v in differences.items()]
-    parts.append(
-        table(
-            ["difference", "nats per token", "95 % from", "to"],
-            rows,
-            "Differences of held-out loss; below 0 the first is better",
-        )
-    )
-    names, (first, last) = list(losses), (next(iter(losses)), list(losses)[-1])
-    rows = [
-        [s, *(v.get(n) for n in names), v[first] - v[last]] for s, v in by_source.items() if first in v and last in v
-    ]
-    parts.append(
-        table(["source", *names, f"{first} − {last}"], rows, "Held-out loss by source, nats per token, mean over seeds")
-    )
-    return Section("outcome", "Held-out loss", "".join(parts))
-
-
-def verdict_box(facts: Facts) -> str:
-    """The answer to what everything is for, before all else."""
-    differences = facts.summary.get("heldout_difference")
-    if not differences:
-        return ""
-    lines = verdict(differences)
-    won = next(iter(differences.values()))["high"] < 0
-    text = "".join(f"<p><strong>{shown}</strong></p>" for shown in map(_sentence, lines))
-    return f'<section class="verdict {"won" if won else "lost"}">{text}<p class="muted">Held-out loss of models of the same size, trained on the same number of tokens.</p></section>'
-
-
-def _sentence(line: str) -> str:
-    return escape(line[:1].upper() + line[1:]) + "."
 
 
 def flow(facts: Facts) -> Section | None:
@@ -137,8 +71,9 @@ def _mark(good: bool) -> Html:
 
 def _ledger(facts: Facts) -> dict[str, dict[str, Any]]:
     query = f"""
-        SELECT step, sum("in")::BIGINT AS "in", sum("out")::BIGINT AS "out", sum(quarantined)::BIGINT AS quarantined, count(*) AS splits,
-               sum(reused::INT)::BIGINT AS reused, {BALANCE} AS balanced, list(dropped) AS dropped, list(repaired) AS repaired
+        SELECT step, sum("in")::BIGINT AS "in", sum("out")::BIGINT AS "out", sum(quarantined)::BIGINT AS quarantined,
+               count(*) AS splits, sum(reused::INT)::BIGINT AS reused, {BALANCE} AS balanced,
+               list(dropped) AS dropped, list(repaired) AS repaired
         FROM ledger GROUP BY step"""
     found = {row["step"]: row for row in facts.rows(query)}
     for row in found.values():
@@ -166,7 +101,8 @@ def _stages(facts: Facts, steps: Mapping[str, Mapping[str, Any]]) -> list[tuple[
     if select and (mixed is None or mixed["dropped"].get("not eligible", 0) == refused):
         order = ["holdout", *facts.recipe.select]
         reasons = sorted(select["dropped"], key=lambda r: order.index(r) if r in order else len(order))
-        stages += [*((f"select: {r}", select["dropped"][r], True) for r in reasons), ("selected", select["out"], False)]
+        stages += [(f"select: {r}", select["dropped"][r], True) for r in reasons]
+        stages.append(("selected", select["out"], False))
         mixed = mixed and {**mixed, "dropped": {k: n for k, n in mixed["dropped"].items() if k != "not eligible"}}
     if mixed:
         stages += [
@@ -181,16 +117,16 @@ def scores(facts: Facts, thresholds: list[Threshold]) -> Section | None:
     found = histograms(facts, thresholds)
     if not found:
         return None
-    drawn = "".join(
-        f"<div>{charts.embedded(charts.histogram(h, [t for t in thresholds if t.column == h.column], facts.selected))}{_missing(h.missing)}</div>"
-        for h in found
+    drawn = []
+    for h in found:
+        own = [t for t in thresholds if t.column == h.column]
+        chart = charts.embedded(charts.histogram(h, own, facts.selected))
+        drawn.append(f"<div>{chart}{_missing(h.missing)}</div>")
+    note = (
+        "Dotted lines are thresholds, named by the clause of select or the scorer that applies them: "
+        "documents on the side that the sign names pass. The outermost bins hold everything beyond."
     )
-    note = "Documents by score. Dotted lines are thresholds, named by the clause of select or by the scorer that applies them, and hold for what passes."
-    return Section(
-        "scores",
-        "Scores",
-        f'<p class="muted">{note} The outermost bins hold everything beyond.</p><div class="charts">{drawn}</div>',
-    )
+    return Section("scores", "Scores", f'<p class="muted">{note}</p><div class="charts">{"".join(drawn)}</div>')
 
 
 def _missing(documents: int) -> str:
@@ -202,51 +138,29 @@ def selection(facts: Facts) -> Section | None:
     parts = []
     weight, unit = facts.weight
     if facts.selected:
-        query = f"""
-            SELECT source, coalesce(selection.reason, 'kept') AS reason, count(*) AS documents, sum({weight})::BIGINT AS weight
-            FROM documents GROUP BY ALL ORDER BY source"""
-        rows = facts.rows(query)
-        parts.append(
-            _by_reason(
-                f"{unit.capitalize()} kept, and refused by rule",
-                unit,
-                rows,
-                ["kept", "holdout", *facts.recipe.select],
-                "weight",
-            )
-        )
-        parts.append(
-            _pivot(
-                f"{unit.capitalize()} by the first rule that refused",
-                rows,
-                ["kept", "holdout", *facts.recipe.select],
-                "weight",
-            )
-        )
-        parts.append(
-            _pivot(
-                "Documents by the first rule that refused", rows, ["kept", "holdout", *facts.recipe.select], "documents"
-            )
-        )
-        conditions = [(name, text) for name, text in facts.recipe.select.items()]
-        parts.append(table(["rule", "condition"], conditions, long=["condition"]))
+        rows = _reasons(facts, "selection", "kept", weight)
+        reasons = ["kept", "holdout", *facts.recipe.select]
+        parts.append(_by_reason(f"{unit.capitalize()} kept, and refused by rule", unit, rows, reasons, "weight"))
+        parts.append(_pivot(f"{unit.capitalize()} by the first rule that refused", rows, reasons, "weight"))
+        parts.append(_pivot("Documents by the first rule that refused", rows, reasons, "documents"))
+        parts.append(table(["rule", "condition"], facts.recipe.select.items(), long=["condition"]))
     for name in facts.rule_sets():
-        quoted = '"' + name.replace('"', '""') + '"'
-        query = f"SELECT source, coalesce({quoted}.reason, 'passed') AS reason, count(*) AS documents FROM documents GROUP BY ALL ORDER BY source"
-        rows = facts.rows(query)
-        reasons = sorted({row["reason"] for row in rows} - {"passed"})
+        rows = _reasons(facts, name, "passed", weight)
+        reasons = ["passed", *sorted({row["reason"] for row in rows} - {"passed"})]
+        title = "Documents that pass, and the first rule that the others fail"
         parts.append(f"<h3>Rules of {escape(name)}</h3>")
-        parts.append(
-            _by_reason(
-                "Documents that pass, and the first rule that the others fail",
-                "documents",
-                rows,
-                ["passed", *reasons],
-                "documents",
-            )
-        )
-        parts.append(_pivot("Documents by the first rule they fail", rows, ["passed", *reasons], "documents"))
+        parts.append(_by_reason(title, "documents", rows, reasons, "documents"))
+        parts.append(_pivot("Documents by the first rule they fail", rows, reasons, "documents"))
     return Section("selection", "Selection", "".join(parts)) if parts else None
+
+
+def _reasons(facts: Facts, struct: str, none: str, weight: str) -> list[dict[str, Any]]:
+    """Documents and weight by source and `reason` of a struct; `none` stands for no reason."""
+    query = f"""
+        SELECT source, coalesce({quoted(struct)}.reason, ?) AS reason, count(*) AS documents,
+               sum({weight})::BIGINT AS weight
+        FROM documents GROUP BY ALL ORDER BY source"""
+    return facts.rows(query, [none])
 
 
 def _by_reason(title: str, unit: str, rows: list[dict[str, Any]], reasons: list[str], value: str) -> str:
@@ -274,42 +188,33 @@ def _pivot(caption: str, rows: list[dict[str, Any]], reasons: list[str], value: 
 
 def dedupe(facts: Facts) -> Section | None:
     """Sizes of the clusters of duplicates, what they cost, and the largest ones."""
-    parts = []
-    for name in facts.recipe.dedupe:
-        if name not in facts.schema.names:
-            continue
-        q = '"' + name.replace('"', '""') + '"'
-        query = f"""
-            SELECT CASE WHEN {q}.size < 4 THEN {q}.size::VARCHAR WHEN {q}.size < 8 THEN '4 to 7' WHEN {q}.size < 16 THEN '8 to 15' ELSE '16 and more' END AS size,
-                   min({q}.size) AS smallest, count(*) FILTER ({q}.keep) AS kept, count(*) FILTER (NOT {q}.keep) AS duplicates
-            FROM documents GROUP BY 1 ORDER BY smallest"""
-        rows = facts.rows(query)
-        parts.append(f"<h3>Method {escape(name)}</h3>")
-        rows_shown = [(r["size"], r["kept"], r["duplicates"]) for r in rows]
-        parts.append(
-            table(
-                ["documents in cluster", "clusters (documents kept)", "duplicates"],
-                rows_shown,
-                "Clusters of equal documents by size",
-            )
-        )
-        per_source = facts.rows(
-            f"SELECT source, count(*) FILTER (NOT {q}.keep) / count(*) AS share FROM documents GROUP BY source ORDER BY source"
-        )
-        chart = charts.bars(
-            "Duplicates by source",
-            "share of documents",
-            [r["source"] for r in per_source],
-            {"duplicates": [r["share"] for r in per_source]},
-            share=True,
-            colors={"duplicates": charts.LOST},
-        )
-        parts.append(charts.embedded(chart))
-        largest = with_texts(facts, largest_clusters(facts, name))
-        parts += [
-            details(f"{s.value:,.0f} copies, kept: {s.source}, {s.id}", sample(_where(s), s.text)) for s in largest
-        ]
+    methods = [name for name in facts.recipe.dedupe if name in facts.schema.names]
+    parts = [part for name in methods for part in _method(facts, name)]
     return Section("dedupe", "Duplicates", "".join(parts)) if parts else None
+
+
+def _method(facts: Facts, name: str) -> Iterator[str]:
+    size, keep = f"{quoted(name)}.size", f"{quoted(name)}.keep"
+    query = f"""
+        SELECT CASE WHEN {size} < 4 THEN {size}::VARCHAR WHEN {size} < 8 THEN '4 to 7' WHEN {size} < 16 THEN '8 to 15'
+                    ELSE '16 and more' END AS sizes,
+               count(*) FILTER ({keep}) AS kept, count(*) FILTER (NOT {keep}) AS lost
+        FROM documents GROUP BY 1 ORDER BY min({size})"""
+    yield f"<h3>Method {escape(name)}</h3>"
+    rows = [(r["sizes"], r["kept"], r["lost"]) for r in facts.rows(query)]
+    headers = ["documents in cluster", "clusters (documents kept)", "duplicates"]
+    yield table(headers, rows, "Clusters of equal documents by size")
+    query = (
+        f"SELECT source, count(*) FILTER (NOT {keep}) / count(*) AS share FROM documents GROUP BY ALL ORDER BY source"
+    )
+    found = facts.rows(query)
+    parts = {"duplicates": [r["share"] for r in found]}
+    colors = {"duplicates": charts.LOST}
+    sources = [r["source"] for r in found]
+    chart = charts.bars("Duplicates by source", "share of documents", sources, parts, share=True, colors=colors)
+    yield charts.embedded(chart)
+    for s in with_texts(facts, largest_clusters(facts, name)):
+        yield details(f"{s.value:,.0f} copies, kept: {s.source}, {s.id}", sample(_where(s), s.text))
 
 
 def mixtures(facts: Facts) -> Section | None:
@@ -374,38 +279,12 @@ def mixtures(facts: Facts) -> Section | None:
     return Section("mixtures", "Mixtures", chart + table(headers, lines, note) + digests)
 
 
-def training(facts: Facts) -> Section | None:
-    """Loss curves of every seed and mixture, and what each training took."""
-    if "training" not in facts.views:
-        return None
-    query = """
-        WITH widths AS (SELECT mixture, seed, greatest(max(tokens) / 300, 1) AS width FROM training GROUP BY ALL)
-        SELECT mixture, seed, max(tokens) AS tokens, avg(loss) AS loss, avg(grad_norm) AS norm, max(lr) AS lr
-        FROM training JOIN widths USING (mixture, seed) GROUP BY mixture, seed, floor(tokens / width) ORDER BY mixture, seed, tokens"""
-    lines: dict[tuple[str, int], tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
-    for row in facts.rows(query):
-        xs, ys = lines[row["mixture"], row["seed"]]
-        xs.append(row["tokens"])
-        ys.append(row["loss"])
-    order = facts.recipe.train.mixtures if facts.recipe.train else []
-    lines = {key: lines[key] for key in sorted(lines, key=lambda key: (order.index(key[0]), key[1]))}  # type: ignore[assignment]
-    chart = charts.embedded(charts.curves("Training loss", "tokens trained on", "nats per token", lines))
-    headers = ["model", "steps", "tokens", "last loss", "seconds", "tokens/s", "waiting for data", "parameters"]
-    keys = ("steps", "tokens", "loss", "seconds", "tokens_per_second", "data_wait", "parameters")
-    rows = [[name, *(made.get(k) for k in keys)] for name, made in facts.summary.get("training", {}).items()]
-    return Section(
-        "training",
-        "Training",
-        chart + table(headers, rows, "Every line is one seed; last loss is the mean of the last tenth of the steps"),
-    )
-
-
 def samples(facts: Facts, thresholds: list[Threshold]) -> Section | None:
     """The documents just below and just above each threshold: where one sees whether it is set well."""
     found = [(t, *around(facts, t)) for t in thresholds]
     flat = with_texts(facts, list(dict.fromkeys(s for _, below, above in found for s in (*below, *above))))
     texts = {(s.source, s.shard, s.row): s.text for s in flat}
-    blocks = []
+    blocks: list[str] = []
     for t, below, above in found:
         names = (
             (("Just below", below), ("At it, or just above", above))
@@ -432,30 +311,6 @@ def _samples(side: Iterable[Sample], texts: Mapping[tuple[str, str, int], str]) 
 
 def _where(s: Sample) -> str:
     return f"{s.source}/{s.shard}, row {s.row:,}, {s.id}"
-
-
-def models(facts: Facts) -> Section | None:
-    """Cards of the models that the run has fitted."""
-    parts = []
-    for name, spec in facts.recipe.fit.items():
-        card = store.read_json(f"{facts.run}/models/{name}/card.json") or {}
-        held = card.get("holdout", {})
-        made = facts.summary.get("fits", {}).get(name)
-        if not card and not made:
-            continue
-        rows = [("method", spec.method), *((k, v) for k, v in card.get("parameters", {}).items())]
-        rows += [(f"documents, {label}", f"{n:,}") for label, n in card.get("documents", {}).items()]
-        if "auc" in held:
-            error = held.get("auc_standard_error") or 0
-            rows += [
-                ("held-out documents", f"{held['documents']:,}"),
-                ("held-out AUC", f"{held['auc']:.3f} ± {error:.3f} (standard error)"),
-            ]
-        rows += [(k, made[k]) for k in ("digest", "seconds") if made and k in made]
-        chart = charts.embedded(charts.calibration(held["calibration"])) if held.get("calibration") else ""
-        own = table(["", ""], rows, long=[""])
-        parts.append(f'<h3>{escape(name)}</h3><div class="charts"><div>{own}</div><div>{chart}</div></div>')
-    return Section("models", "Fitted models", "".join(parts)) if parts else None
 
 
 def provenance(facts: Facts) -> Section:
@@ -497,3 +352,27 @@ def _version(package: str) -> str | None:
 def title(facts: Facts) -> tuple[str, str]:
     """Headline and lead of the page."""
     return f"Corpus {facts.recipe.name}", f'<p class="muted">corpusmill run in {escape(str(Path(facts.run)))}</p>'
+
+
+def key_numbers(facts: Facts) -> str:
+    """What the run took in and gave out, and whether anything is missing."""
+    summary = facts.summary
+    tokens = list((summary.get("tokens_by_source") or {}).values())
+    shards = summary.get("shards", {})
+    balanced = None
+    if "ledger" in facts.views:
+        query = f"SELECT {BALANCE} AS balanced FROM ledger GROUP BY step, source, split"
+        balanced = all(row["balanced"] for row in facts.rows(query))
+    return tiles(
+        [
+            ("documents in", summary.get("documents_in")),
+            ("documents in the mixture", summary.get("documents_out")),
+            ("tokens in", sum(t["before"] for t in tokens) if tokens else None),
+            ("tokens in one pass", sum(t["after"] for t in tokens) if tokens else None),
+            ("shards read", shards.get("read")),
+            ("shards quarantined", len({q["path"] for q in shards["quarantined"]}) if shards else None),
+            ("ledger balances", balanced),
+            ("duplicate ids", summary.get("duplicate_ids")),
+            ("seconds", summary.get("seconds", {}).get("total")),
+        ]
+    )

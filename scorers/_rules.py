@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import numpy as np
 import pyarrow as pa
 
@@ -11,9 +14,10 @@ RULE_FIELDS = [
 ]
 
 
-def rule_struct(units: dict[str, str], type: pa.DataType = pa.float64()) -> pa.StructType:
-    """`passed`, `reason` and one field of `type` for each feature, with its unit."""
-    return pa.struct(RULE_FIELDS + [pa.field(name, type, metadata={"unit": unit}) for name, unit in units.items()])
+def rule_struct(units: dict[str, str], types: Mapping[str, pa.DataType] = MappingProxyType({})) -> pa.StructType:
+    """`passed`, `reason` and one field for each feature, with its unit; float64 where `types` says nothing else."""
+    features = [pa.field(n, types.get(n, pa.float64()), metadata={"unit": unit}) for n, unit in units.items()]
+    return pa.struct(RULE_FIELDS + features)
 
 
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""C4's rules: lines that go, and pages with lorem ipsum, a curly bracket or too few sentences left (Raffel et al. 2020, 2.2)."""
+"""C4's rules: lines that go; pages of lorem ipsum, curly brackets or too few sentences (Raffel et al. 2020, 2.2)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from scorers import Scorer
-from scorers._rules import RULE_FIELDS, judge
+from scorers._rules import judge, rule_struct
 
 if TYPE_CHECKING:
     from transforms.batch import Batch
@@ -29,7 +29,7 @@ FEATURES = {
 
 
 class C4(Scorer):
-    """The document rules of C4 (arXiv 1910.10683 and its published code) with its thresholds, and counts of its line rules.
+    """The document rules of C4 (arXiv 1910.10683 and its published code) with its thresholds; counts of its line rules.
 
     `transforms.c4_lines.clean_lines` removes the lines. The list of bad words is not applied.
     """
@@ -40,9 +40,8 @@ class C4(Scorer):
     max_word_length: int = Field(1000, ge=1)
 
     def fields(self) -> pa.StructType:
-        types = dict.fromkeys(("lorem_ipsum", "curly_bracket"), pa.bool_())
-        added = [pa.field(n, types.get(n, pa.int64()), metadata={"unit": unit}) for n, unit in FEATURES.items()]
-        return pa.struct(RULE_FIELDS + added)
+        types = dict.fromkeys(FEATURES, pa.int64()) | dict.fromkeys(("lorem_ipsum", "curly_bracket"), pa.bool_())
+        return rule_struct(FEATURES, types)
 
     def score(self, batch: Batch) -> pa.StructArray:
         f = self._features(batch)

@@ -1,4 +1,4 @@
-"""FineWeb's quality rules: lines that end in punctuation, short lines, repeated lines, lists (Penedo et al. 2024, section 3.6)."""
+"""FineWeb's quality rules: line ends, short lines, repeated lines, lists (Penedo et al. 2024, section 3.6)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class FineWeb(Scorer):
-    """FineWeb's rules with the thresholds of the paper (arXiv 2406.17557) and of its reference implementation, datatrove.
+    """FineWeb's rules with the thresholds of the paper (arXiv 2406.17557) and its reference implementation, datatrove.
 
-    Lines are those between "\\n" that are not blank. A document fails where `line_punct_ratio` is below its threshold or
-    another ratio is above.
+    Lines are those between "\\n" that are not blank. A document fails where `line_punct_ratio` is below its threshold
+    or another ratio is above.
     """
 
     name: ClassVar[str] = "fineweb"

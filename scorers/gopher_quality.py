@@ -1,4 +1,4 @@
-"""Gopher's quality rules: length, mean word length, symbols, bullets, ellipses, letters, stop words (Rae et al. 2021, A.1.1)."""
+"""Gopher's quality rules: words, symbols, bullets, ellipses, letters, stop words (Rae et al. 2021, A.1.1)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class GopherQuality(Scorer):
     stop_words: tuple[str, ...] = ("the", "be", "to", "of", "and", "that", "have", "with")
 
     def fields(self) -> pa.StructType:
-        return rule_struct(FEATURES)
+        return rule_struct(FEATURES, dict.fromkeys(("words", "stop_words"), pa.int64()))
 
     def score(self, batch: Batch) -> pa.StructArray:
         f = self._features(batch)

@@ -28,8 +28,8 @@ FEATURES = {
 class GopherRepetition(Scorer):
     """The repetition filter of MassiveText with the thresholds of arXiv 2112.11446, table A1.
 
-    Paragraphs stand between two or more "\\n", lines between one or more. An n-gram that is left out of `max_top_gram` or
-    `max_dup_gram` is measured and fails no document.
+    Paragraphs stand between two or more "\\n", lines between one or more. An n-gram that is left out of `max_top_gram`
+    or `max_dup_gram` is measured and fails no document.
     """
 
     name: ClassVar[str] = "gopher_repetition"
@@ -37,8 +37,10 @@ class GopherRepetition(Scorer):
     max_dup_para_frac: Fraction = 0.3
     max_dup_line_char_frac: Fraction = 0.2
     max_dup_para_char_frac: Fraction = 0.2
-    max_top_gram: dict[Literal[2, 3, 4], float] = {2: 0.2, 3: 0.18, 4: 0.16}
-    max_dup_gram: dict[Literal[5, 6, 7, 8, 9, 10], Fraction] = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
+    max_top_gram: dict[Literal[2, 3, 4], Annotated[float, Field(ge=0)]] = Field({2: 0.2, 3: 0.18, 4: 0.16})
+    max_dup_gram: dict[Literal[5, 6, 7, 8, 9, 10], Fraction] = Field(
+        {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
+    )
 
     def fields(self) -> pa.StructType:
         return rule_struct(FEATURES)

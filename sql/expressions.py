@@ -10,7 +10,7 @@ import json
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import duckdb
@@ -43,11 +43,13 @@ class Expression:
 
     @cached_property
     def _statement(self) -> dict[str, Any]:
-        tree = json.loads(_one("SELECT json_serialize_sql(?)", f"SELECT ({self.text}) FROM documents"))
+        if not self.text.strip():
+            raise ExpressionError("an SQL expression is empty; write `true` to mean every document")
+        tree = _parsed(f"SELECT ({self.text}\n) FROM documents")  # a comment at its end must not swallow what follows
         if tree.get("error"):
-            raise ExpressionError(f"{self.text!r} is not an SQL expression: {tree.get('error_message', 'cannot be parsed')}")
-        selected = tree["statements"][0]["node"].get("select_list", [])
-        if len(tree["statements"]) != 1 or len(selected) != 1:
+            reason = tree.get("error_message", "cannot be parsed")
+            raise ExpressionError(f"{self.text!r} is not an SQL expression: {reason}")
+        if len(tree["statements"]) != 1 or _around(tree) != _around(_parsed("SELECT (1\n) FROM documents")):
             raise ExpressionError(f"{self.text!r} must be one SQL expression")
         return tree
 
@@ -55,7 +57,7 @@ class Expression:
     def names(self) -> frozenset[str]:
         """First part of every column it refers to: `preselect` for `preselect.score`."""
         parts = [n["column_names"] for n in _walk(self._statement) if n.get("class") == "COLUMN_REF"]
-        return frozenset(p[1] if len(p) > 1 and p[0] == "documents" else p[0] for p in parts)
+        return frozenset(p[1] if len(p) > 1 and p[0].lower() == "documents" else p[0] for p in parts)
 
     @cached_property
     def quantiles(self) -> tuple[Quantile, ...]:
@@ -67,8 +69,7 @@ class Expression:
         tree = json.loads(json.dumps(self._statement))
         for node in list(_walk(tree)):
             if _is_quantile(node):
-                value = values[_quantile(self.text, node)]
-                literal = json.loads(_one("SELECT json_serialize_sql(?)", f"SELECT CAST({_literal(value)} AS DOUBLE)"))
+                literal = _parsed(f"SELECT CAST({_literal(values[_quantile(self.text, node)])} AS DOUBLE)")
                 node.clear()
                 node.update(literal["statements"][0]["node"]["select_list"][0])
         return _select_text(tree)
@@ -77,26 +78,62 @@ class Expression:
         """The type of its value on documents with these columns.
 
         Raises:
-            ExpressionError: it names a column, field or function that does not exist, or compares what cannot be compared.
+            ExpressionError: it names a column, field or function that does not exist, compares what cannot be compared,
+                or has a value that is no function of one document: aggregates, windows, subqueries, chance, the clock.
         """
-        return evaluate({"value": self.resolved(dict.fromkeys(self.quantiles, 0.0))}, columns.empty_table()).schema.field(0).type
+        for quantile in self.quantiles:
+            inner = Expression(quantile.value)
+            if inner.quantiles:
+                raise ExpressionError(f"{self.text!r}: a quantile of a quantile cannot be found")
+            if not is_number(kind := inner.check(columns)):
+                raise ExpressionError(f"{self.text!r}: quantile needs a number, and {quantile.value} is {kind}")
+        self._check_pure(columns)
+        resolved = {"value": self.resolved(dict.fromkeys(self.quantiles, 0.0))}
+        kind = evaluate(resolved, columns.empty_table()).schema.field(0).type
+        names = {name.lower() for name in self.names}
+        used = {f.name: pa.nulls(1, f.type) for f in columns if f.name.lower() in names}  # as workers will load them
+        evaluate(resolved, pa.table(used or {"_": pa.nulls(1)}))
+        return kind
+
+    def _check_pure(self, columns: pa.Schema) -> None:
+        known = {name.lower() for name in columns.names}
+        for node in _walk(self._statement):
+            kind, name = node.get("class"), str(node.get("function_name", "")).lower()
+            if kind == "COLUMN_REF" and len(node["column_names"]) == 1 and node["column_names"][0].lower() not in known:
+                name = node["column_names"][0].lower()  # current_date and its like are written without brackets
+            if kind in ("WINDOW", "SUBQUERY", "STAR") or name == "unnest":
+                what = name if name == "unnest" else kind.lower()
+                raise ExpressionError(f"{self.text!r}: {what} gives no single value from one document; use quantile")
+            if name in _impure():
+                raise ExpressionError(f"{self.text!r}: {name} changes with each call; `draw` is a hash of seed and id")
 
 
 def evaluate(expressions: Mapping[str, str], documents: pa.Table) -> pa.Table:
     """The value of each named expression for every document, in the table's order.
 
     Raises:
-        ExpressionError: DuckDB refuses an expression; the message is its own, with its candidates.
+        ExpressionError: DuckDB refuses an expression (the message is its own, with its candidates), or it does not give
+            one value per document.
     """
-    projection = ", ".join(f'({text}) AS "{name}"' for name, text in expressions.items())
+    projection = ", ".join(f"({text}\n) AS value{i}" for i, text in enumerate(expressions.values()))
     connection = _connection()
     connection.register("documents", documents)
     try:
-        return connection.sql(f"SELECT {projection} FROM documents").to_arrow_table()
+        values = connection.sql(f"SELECT {projection} FROM documents").to_arrow_table()
     except duckdb.Error as error:
         raise ExpressionError(f"{'; '.join(expressions.values())}: {error}") from error
     finally:
         connection.unregister("documents")
+    if values.num_rows != documents.num_rows:
+        counts = f"{values.num_rows} values for {documents.num_rows} documents"
+        raise ExpressionError(f"{'; '.join(expressions.values())}: {counts}; aggregates see one split only, use quantile")
+    return values.rename_columns(list(expressions))
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Whether values of this type have an order as float64."""
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean)
+    return any(test(kind) for test in tests)
 
 
 def _connection() -> duckdb.DuckDBPyConnection:
@@ -108,6 +145,24 @@ def _connection() -> duckdb.DuckDBPyConnection:
 
 def _one(query: str, *parameters: str) -> str:
     return _connection().execute(query, list(parameters)).fetchall()[0][0]
+
+
+def _parsed(sql: str) -> dict[str, Any]:
+    return json.loads(_one("SELECT json_serialize_sql(?)", sql))
+
+
+def _around(tree: dict[str, Any]) -> Any:
+    """A statement without its expression and the places in its text: what the statements of all expressions share."""
+    node = dict(tree["statements"][0]["node"])
+    table = {k: v for k, v in (node.pop("from_table", None) or {}).items() if not k.startswith("query_location")}
+    return len(node.pop("select_list", [])), table, node
+
+
+@cache
+def _impure() -> frozenset[str]:
+    """Functions whose value depends on more than their arguments."""
+    query = "SELECT function_name FROM duckdb_functions() WHERE stability IN ('VOLATILE', 'CONSISTENT_WITHIN_QUERY')"
+    return frozenset(name.lower() for (name,) in _connection().execute(query).fetchall())
 
 
 def _walk(node: Any) -> Iterator[dict[str, Any]]:
@@ -130,13 +185,14 @@ def _quantile(text: str, node: dict[str, Any]) -> Quantile:
         number = float(share)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         number = -1.0
-    if not 0 <= number <= 1:
-        raise ExpressionError(f"{text!r}: quantile takes an expression and a number from 0 to 1, as in quantile(quality.score, 0.9)")
+    if not 0 <= number <= 1 or node.get("filter") or node.get("distinct"):
+        example = "as in quantile(quality.score, 0.9)"
+        raise ExpressionError(f"{text!r}: quantile takes an expression and a number from 0 to 1, {example}")
     return Quantile(_expression_text(arguments[0]), number)
 
 
 def _expression_text(node: dict[str, Any]) -> str:
-    tree = json.loads(_one("SELECT json_serialize_sql(?)", "SELECT 1"))
+    tree = _parsed("SELECT 1")
     tree["statements"][0]["node"]["select_list"] = [node]
     return _select_text(tree, table=False)
 

@@ -1,8 +1,8 @@
-"""A run folder as DuckDB views: `documents`, `index`, `shards`, `ledger`, `mixture`, `mixtures`, `training`, `evaluation`, `losses`.
+"""A run folder as DuckDB views: documents, index, shards, ledger, mixture, mixtures, training, evaluation, losses.
 
-Views are defined in the `.sql` files beside this module; here the paths of the run are put in. Only files that belong to
-the recipe and the shards of the current run are read. Joins stream: the text is never a side that is held in memory, and
-columns that a query does not name are not read. What a run has not made yet has no view or no column.
+Views are defined in the `.sql` files beside this module; here the paths of the run are put in. Only files of the
+current recipe and shards are read. Joins stream: the text is never a side that is held in memory, and columns that a
+query does not name are not read. What a run has not made yet has no view or no column.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Folder:
         path = Path(run)
         if not (path / "shards.json").is_file() or not (path / "recipe.yaml").is_file():
             raise QueryError(
-                f"{run} is not a run folder: it has no shards.json and recipe.yaml; give the folder that `corpusmill run` wrote"
+                f"{run} is not a run folder: it lacks shards.json or recipe.yaml; give what `corpusmill run` wrote"
             )
         shards = json.loads((path / "shards.json").read_text())
         return cls(path, yaml.safe_load((path / "recipe.yaml").read_text()), shards, list(_splits(path, shards)))
@@ -333,12 +333,12 @@ def _text(folder: Folder) -> str:
 
 
 def _readable(folder: Folder, spill: Path) -> dict[int, str]:
-    """Number of each shard with splits -> path DuckDB can read: a repaired copy where text is not UTF-8, which DuckDB refuses."""
+    """Shard number -> path that DuckDB can read: a repaired copy where text is not UTF-8, which it refuses."""
     wanted = {s.number: folder.shards[s.number]["path"] for s in folder.splits}
     missing = [path for path in wanted.values() if "://" in path or not Path(path).is_file()]
     if missing:
         log.warning(
-            "%s is not here, so documents have no text and no columns of their shards; start in the folder that the run was started in",
+            "%s is not here: documents have no text and no columns of their shards. Start where the run was started.",
             missing[0],
         )
         return {}

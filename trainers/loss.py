@@ -25,13 +25,11 @@ def cross_entropy(
     weights float [tokens] or None for ones. Dividing the sums of all parts of a batch by the sum of all their weights
     gives the same gradient however the batch is cut. Under autocast products are in its type, sums in float32.
     """
-    if weights is None:
-        weights = torch.ones_like(targets, dtype=torch.float32)
     dtype = torch.get_autocast_dtype(hidden.device.type)
     if not torch.is_autocast_enabled(hidden.device.type):
         dtype = hidden.dtype
     total: torch.Tensor = _CrossEntropy.apply(hidden, output, targets, weights, dtype)
-    return total, weights.sum()
+    return total, torch.tensor(float(len(targets)), device=total.device) if weights is None else weights.sum()
 
 
 @torch.no_grad()
@@ -51,7 +49,7 @@ class _CrossEntropy(torch.autograd.Function):
         hidden: torch.Tensor,
         output: torch.Tensor,
         targets: torch.Tensor,
-        weights: torch.Tensor,
+        weights: torch.Tensor | None,
         dtype: torch.dtype,
     ) -> torch.Tensor:
         matrix = output.to(dtype)
@@ -59,10 +57,14 @@ class _CrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden)
         d_output = torch.zeros_like(output, dtype=torch.float32)
         for a in range(0, len(targets), CHUNK):
-            h, t, w = hidden[a : a + CHUNK].to(dtype), targets[a : a + CHUNK, None], weights[a : a + CHUNK, None]
+            h, t = hidden[a : a + CHUNK].to(dtype), targets[a : a + CHUNK, None]
             log_p = torch.log_softmax(h @ matrix.T, dim=-1, dtype=torch.float32)
-            total -= (log_p.gather(1, t) * w).sum()
-            d_logits = log_p.exp_().scatter_add_(1, t, torch.full_like(w, -1.0)).mul_(w).to(dtype)
+            losses = -log_p.gather(1, t)
+            d_logits = log_p.exp_().scatter_add_(1, t, torch.full_like(losses, -1.0))
+            if weights is not None:
+                losses, d_logits = losses * weights[a : a + CHUNK, None], d_logits.mul_(weights[a : a + CHUNK, None])
+            total += losses.sum()
+            d_logits = d_logits.to(dtype)
             d_hidden[a : a + CHUNK] = d_logits @ matrix
             d_output += d_logits.T @ h
         ctx.save_for_backward(d_hidden, d_output.to(output.dtype))

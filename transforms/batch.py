@@ -46,7 +46,7 @@ class Batch:
         text: name of the column of texts (string, large_string or string_view; valid UTF-8, no nulls).
 
     Raises:
-        KeyError: no such column, or several. TypeError: it holds no strings. ValueError: it holds nulls, or 2 GiB or more.
+        KeyError: no such column, or several. TypeError: it holds no strings. ValueError: it holds nulls or 2 GiB.
     """
 
     def __init__(self, records: pa.RecordBatch, text: str = "text") -> None:

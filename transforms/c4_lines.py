@@ -1,7 +1,7 @@
-"""The line rules of C4 (Raffel et al. 2020, section 2.2, and its published code), and texts without the lines they remove.
+"""The line rules of C4 (Raffel et al. 2020, section 2.2, and its published code), and texts without what they remove.
 
-One pass over the bytes. Lines are those of ``str.splitlines``, stripped. A citation is "[edit]", "[citation needed]" or a
-number in brackets; it goes, its line stays. A line is kept if it passes, in this order:
+One pass over the bytes. Lines are those of ``str.splitlines``, stripped. A citation is "[edit]", "[citation needed]" or
+a number in brackets; it goes, its line stays. A line is kept if it passes, in this order:
 
 1. no word of more than `max_word_length` characters;
 2. it ends in one of . ? ! " ' and not in "..." (citations at its end set aside);
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -25,11 +24,9 @@ from transforms.characters import SPACE, classes
 from transforms.text import decode, flags_at, inner, next_line, strip
 from transforms.word_counts import count_sentences
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 LONG_WORD, NO_TERMINAL, FEW_WORDS, JAVASCRIPT, POLICY, KEPT = range(6)
-LOREM_IPSUM, CURLY_BRACKET, CITATION = 1, 2, 4  # found in a line that passed rules 1 to 3; 1 to 4; any line that is kept
+# Marks of a line that passed rules 1 to 3; of one that passed 1 to 4; of one that is kept.
+LOREM_IPSUM, CURLY_BRACKET, CITATION = 1, 2, 4
 _PHRASES = (
     "lorem ipsum", "javascript", "terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies",
     "use cookies",
@@ -39,7 +36,7 @@ _EDIT, _NEEDED = tuple(b"[edit]"), tuple(b"[citation needed]")
 
 
 @functools.cache
-def _phrase_table(phrases: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _phrase_table(phrases: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """The phrases as rows of zero-padded bytes, and which byte begins which, in bits."""
     table, first = np.zeros((len(phrases), 16), np.uint8), np.zeros(256, np.int64)
     for k, phrase in enumerate(phrases):
@@ -74,10 +71,10 @@ def _phrases(data: np.ndarray, a: int, b: int, table: np.ndarray, first: np.ndar
 def _stands(data: np.ndarray, i: int, b: int, word: tuple[int, ...]) -> bool:
     if i + len(word) > b:
         return False
+    same = 0
     for k in range(len(word)):
-        if data[i + k] != word[k]:
-            return False
-    return True
+        same += data[i + k] == word[k]
+    return same == len(word)
 
 
 @inner
@@ -97,7 +94,7 @@ def _citation(data: np.ndarray, i: int, b: int) -> int:
 
 @inner
 def _words(data: np.ndarray, a: int, b: int, classes: np.ndarray) -> tuple[int, int, int, bool]:
-    """Words of a line as of ``str.split``, characters of the longest, where the citations at its end begin, if it has any."""
+    """Words as of ``str.split``, the longest in characters, where citations at the end begin, whether there are any."""
     words, longest, now, end, i, cited = 0, 0, 0, a, a, a
     while i < b:
         cited = max(cited, i + _citation(data, i, b)) if data[i] == _OPEN else cited
@@ -194,7 +191,7 @@ def _removed(
     data: np.ndarray, documents: np.ndarray, start: np.ndarray, end: np.ndarray, offsets: np.ndarray, gap: np.ndarray,
     rule: np.ndarray, marks: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What goes of the documents: all but the kept lines and one character of line break between them; and citations."""
+    """What goes: all but the kept lines and one character of line break between them; and citations."""
     out = np.empty((2, data.size), np.int32)
     first = np.empty(documents.size, np.int64)
     n = 0
@@ -226,7 +223,7 @@ def removed_spans(batch: Batch, judged: JudgedLines) -> Spans:
 
 
 def clean_lines(batch: Batch, min_words: int = 3, max_word_length: int = 1000) -> tuple[pa.LargeStringArray, Spans]:
-    """The texts with the lines that C4 keeps, and the spans of the batch that are gone: deleting them gives those texts."""
+    """The texts with the lines that C4 keeps, and the spans of the batch whose deletion gives those texts."""
     removed = removed_spans(batch, judge_lines(batch, min_words, max_word_length))
     return delete_spans(batch.bytes, batch.offsets, removed), removed
 
@@ -273,12 +270,16 @@ def sentences(batch: Batch, judged: JudgedLines) -> np.ndarray:
     return counts
 
 
+@njit(cache=True, nogil=True)
+def _count_rules(offsets: np.ndarray, rule: np.ndarray, marks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    rules, found = np.zeros((offsets.size - 1, KEPT + 1), np.int64), np.zeros(offsets.size - 1, np.uint8)
+    for d in range(offsets.size - 1):
+        for line in range(offsets[d], offsets[d + 1]):
+            rules[d, rule[line]] += 1
+            found[d] |= marks[line]
+    return rules, found
+
+
 def count_rules(judged: JudgedLines) -> tuple[np.ndarray, np.ndarray]:
     """int64 [documents, 6], lines by rule; uint8 [documents], the marks of any line."""
-    offsets = judged.lines.offsets
-    documents = len(offsets) - 1
-    owner = np.repeat(np.arange(documents), np.diff(offsets))
-    rules = np.bincount(owner * (KEPT + 1) + judged.rule, minlength=documents * (KEPT + 1)).reshape(documents, KEPT + 1)
-    marks = np.zeros(documents, np.uint8)
-    np.bitwise_or.at(marks, owner, judged.marks)
-    return rules, marks
+    return _count_rules(judged.lines.offsets, judged.rule, judged.marks)

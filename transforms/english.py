@@ -9,17 +9,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-_PRONOUNS = "i you he she it we they".split()
-_QUESTIONS = "who what when where why how there that this".split()
-_PLURAL = "these those".split()
-_NOT = "ca could do does did had may might must need ought sha should wo would".split()
-_NOT_ONLY = "ai are is was were have has dare".split()  # no "aren't've"
-_MODALS = "could might must should would".split()
-_AMBIGUOUS = set("ill its hell shell shed were well whore".split())  # words in their own right
+_PRONOUNS = ("i", "you", "he", "she", "it", "we", "they")
+_PLURAL = ("these", "those")
+_QUESTIONS = ("who", "what", "when", "where", "why", "how", "there", "that", "this", *_PLURAL)
+_MODALS = ("could", "might", "must", "should", "would")
+_NOT = (*_MODALS, "ca", "do", "does", "did", "had", "may", "need", "ought", "sha", "wo")
+_NOT_ONLY = ("ai", "are", "is", "was", "were", "have", "has", "dare")  # no "aren't've"
+_AMBIGUOUS = {"ill", "its", "hell", "shell", "shed", "were", "well", "whore"}  # words in their own right
 
-_SPLIT = """y'|all y|all how|'d|'y not|'ve not|ve can|not gon|na got|ta let|'s c'm|on"""
+_SPLIT = "y'|all y|all how|'d|'y not|'ve not|ve can|not gon|na got|ta let|'s c'm|on"
 # Words that hold what would be split, in lower case and with a capital; then those of one form.
-_EITHER_CASE = "doin' goin' nothin' nuthin' ol' somethin' lovin' havin' ma'am o'clock 'cause 'cos 'coz 'cuz 's ‘s co. e.g. i.e."
+_EITHER_CASE = """
+doin' goin' nothin' nuthin' ol' somethin' lovin' havin' ma'am o'clock 'cause 'cos 'coz 'cuz 's ‘s co. e.g. i.e.
+"""
 _WHOLE = """
 'em 'll 'nuff 'bout 're 'd and/or w/o a.m. p.m. E.G. I.E. Ph.D. D.C. v.s. vs. ä. ö. ü. C++ ' '' \\t \\n <space> \\")
 Mt. Mr. Mrs. Ms. Dr. St. Jr. Prof. Rep. Rev. Sen. Gen. Gov. Adm. Inc. Ltd. Corp. Bros. Messrs. Md. Mo. Mont.
@@ -34,11 +36,11 @@ _FACES = """
 -__- v.v V.V v_v V_V o_o o_O O_o O_O 0_o o_0 0_0 o.O O.o O.O o.o 0.0 o.0 0.o @_@ <3 <33 <333 </3 (^_^) (-_-) (._.)
 (>_<) (*_*) ><(((*>
 """
-UNITS = """
+_UNITS = """
 km km² km³ m m² m³ dm dm² dm³ cm cm² cm³ mm mm² mm³ ha µm nm yd in ft kg g mg µg t lb oz m/s km/h kmh mph hPa Pa mbar
 mb MB kb KB gb GB tb TB T G M K % км км² км³ м м² м³ дм см см² см³ мм мм² мм³ нм кг г мг м/с км/ч кПа Па мбар
 Кб КБ кб Мб МБ мб Гб ГБ гб Тб ТБ тб كم كم² م م² سم مم غرام جرام جم كغ ملغ كوب
-""".split()
+"""
 
 
 def _contractions() -> Iterator[tuple[str, ...]]:
@@ -51,14 +53,19 @@ def _contractions() -> Iterator[tuple[str, ...]]:
         endings += ["'re"] if pronoun in ("you", "we", "they") else []
         yield from ((pronoun, e) for e in endings)
         yield from ((pronoun, e, "'ve") for e in ("'ll", "'d"))
-    for word in _QUESTIONS + _PLURAL:
+    for word in _QUESTIONS:
         endings = ["'ll", "'d"] + (["'s"] if word not in _PLURAL else [])
         endings += ["'re", "'ve"] if word not in ("that", "this") else []
         yield from ((word, e) for e in endings)
         yield from ((word, e, "'ve") for e in ("'ll", "'d"))
-    yield from ((verb, "n't") for verb in _NOT + _NOT_ONLY)
+    yield from ((verb, "n't") for verb in (*_NOT, *_NOT_ONLY))
     yield from ((verb, "n't", "'ve") for verb in _NOT)
     yield from ((verb, "'ve") for verb in _MODALS)
+
+
+def units() -> list[str]:
+    """Units of measurement, which come off the digits before them."""
+    return _UNITS.split()
 
 
 def exceptions() -> dict[str, tuple[str, ...]]:

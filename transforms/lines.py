@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from transforms.characters import SPACE, TERMINAL
-from transforms.text import flags_at, flags_before, inner, next_line, strip
+from transforms.characters import TERMINAL
+from transforms.text import flags_before, inner, next_line, strip
 
 _HYPHEN, _STOP, _BULLET, _ELLIPSIS = 45, 46, (0xE2, 0x80, 0xA2), (0xE2, 0x80, 0xA6)
 
@@ -65,7 +65,7 @@ def count_line_ends(
     data: np.ndarray, start: np.ndarray, end: np.ndarray, offsets: np.ndarray, blank: np.ndarray, classes: np.ndarray,
     short: int,
 ) -> np.ndarray:
-    """int64 [documents, 3]: lines that are not blank, those that end a sentence, those of at most `short` characters."""
+    """int64 [documents, 3]: lines that are not blank, that end a sentence, that have at most `short` characters."""
     out = np.zeros((offsets.size - 1, 3), np.int64)
     for d in range(offsets.size - 1):
         for i in range(offsets[d], offsets[d + 1]):
@@ -83,7 +83,7 @@ def count_line_ends(
 
 @njit(cache=True, nogil=True)
 def count_line_marks(data: np.ndarray, offsets: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """int64 [documents, 3]: lines as of ``str.splitlines``, those that begin with a bullet, those that end in an ellipsis."""
+    """int64 [documents, 3]: lines as of ``str.splitlines``, those after a bullet, those that end in an ellipsis."""
     out = np.zeros((offsets.size - 1, 3), np.int64)
     for d in range(offsets.size - 1):
         i = offsets[d]
@@ -133,7 +133,7 @@ def split_paragraphs(
 
 
 def count_empty_ends(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    r"""int64 [documents]: how many ends of a document are a "\n". Split at runs of "\n", it has an empty piece at each."""
+    r"""int64 [documents]: how many ends of a document are a "\n". Split at runs of "\n" it has an empty piece there."""
     out = np.zeros(len(offsets) - 1, np.int64)
     filled = np.flatnonzero(offsets[1:] > offsets[:-1])
     out[filled] = (data[offsets[filled]] == 10).astype(np.int64) + (data[offsets[filled + 1] - 1] == 10)

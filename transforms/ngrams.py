@@ -1,7 +1,7 @@
 """Repeated word n-grams of documents.
 
-Only places whose n-gram is repeated can hold a repeated (n+1)-gram, so the work shrinks as n grows. Besides the words and
-their hashes, 20 bytes per word of the longest document and a table of at most 10.
+Only places whose n-gram is repeated can hold a repeated (n+1)-gram, so the work shrinks as n grows. Besides the words
+and their hashes it takes 20 bytes per word of the longest document, and a table of 5 to 10.
 """
 
 from __future__ import annotations
@@ -65,9 +65,10 @@ def _most_common(places: np.ndarray, first: np.ndarray, count: np.ndarray) -> tu
 
 @inner
 def _repeated(
-    data: np.ndarray, start: np.ndarray, end: np.ndarray, n: int, places: np.ndarray, first: np.ndarray, count: np.ndarray
+    data: np.ndarray, start: np.ndarray, end: np.ndarray, n: int,
+    places: np.ndarray, first: np.ndarray, count: np.ndarray,
 ) -> int:
-    """Characters in n-grams that stood before, from left to right and without overlap. Turns the counts it met negative."""
+    """Characters in n-grams that stood before, left to right and without overlap. The counts it met turn negative."""
     total, free = 0, 0
     for p in places:
         f = first[p]
@@ -118,8 +119,11 @@ def _repetition(
 def count_repetition(
     data: np.ndarray, start: np.ndarray, end: np.ndarray, offsets: np.ndarray, hashes: np.ndarray
 ) -> np.ndarray:
-    """int64 [documents, 9]: characters in the most common 2-, 3- and 4-gram (every time it occurs, single spaces between
-    its words counted), then characters of the words in 5- to 10-grams that stood in the document before."""
+    """Characters in repeated n-grams: int64 [documents, 9].
+
+    First those of the most common 2-, 3- and 4-gram, every time it occurs, with single spaces between its words; then
+    those of the words in 5- to 10-grams that stood in the document before.
+    """
     documents = offsets.size - 1
     out = np.zeros((documents, 9), np.int64)
     most = np.diff(offsets).max() if documents else 0

@@ -1,8 +1,8 @@
 """Kernels over the UTF-8 bytes of a batch: decoding, hashing, lines, characters.
 
-Every kernel takes `data` (uint8, the documents end to end) and `offsets` (int64 [documents + 1]). Places in `data` are int32,
-so a batch holds less than 2 GiB. Kernels that find pieces reserve room for the most there can be; pages that are not
-written cost no memory.
+Every kernel takes `data` (uint8, the documents end to end) and `offsets` (int64 [documents + 1]). Places in `data` are
+int32, so a batch holds less than 2 GiB. Kernels that find pieces reserve room for the most there can be; pages that are
+not written cost no memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numba import njit
 
 from transforms.characters import BREAK, IDEOGRAPH, LIMIT, SPACE
 
-# For functions that allocate nothing: numba then counts no references to their arrays, which cost more than the work.
+# For functions that allocate nothing: numba then counts no references to arrays, which costs more than the work.
 inner = njit(cache=True, nogil=True, _nrt=False)
 NONE = 0xFFFD  # stands for bytes that are no UTF-8
 _K0, _K1, _K2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93), np.uint64(0xA0761D6478BD642F)
@@ -23,7 +23,7 @@ _HALF, _BYTE = np.uint64(32), np.uint64(8)
 
 
 @inner
-def decode(data: np.ndarray, i: int, stop: int) -> tuple[int, int]:
+def decode(data: np.ndarray, i: int, stop: int) -> tuple[Any, Any]:
     """The code point that starts at byte `i` and its length in bytes; never reads at or past `stop`."""
     c = np.int64(data[i])
     if c < 0x80:
@@ -32,14 +32,14 @@ def decode(data: np.ndarray, i: int, stop: int) -> tuple[int, int]:
         return (c & 0x1F) << 6 | np.int64(data[i + 1] & 0x3F), 2
     if 0xE0 <= c < 0xF0 and i + 2 < stop:
         return (c & 0x0F) << 12 | np.int64(data[i + 1] & 0x3F) << 6 | np.int64(data[i + 2] & 0x3F), 3
-    if 0xF0 <= c and i + 3 < stop:
+    if c >= 0xF0 and i + 3 < stop:
         high = (c & 0x07) << 18 | np.int64(data[i + 1] & 0x3F) << 12
         return high | np.int64(data[i + 2] & 0x3F) << 6 | np.int64(data[i + 3] & 0x3F), 4
     return NONE, 1
 
 
 @inner
-def flags_at(data: np.ndarray, i: int, stop: int, classes: np.ndarray) -> tuple[int, int]:
+def flags_at(data: np.ndarray, i: int, stop: int, classes: np.ndarray) -> tuple[Any, Any]:
     """The class flags of the character at byte `i` (0 at `stop`) and its length in bytes."""
     if i >= stop:
         return 0, 0
@@ -50,7 +50,7 @@ def flags_at(data: np.ndarray, i: int, stop: int, classes: np.ndarray) -> tuple[
 
 
 @inner
-def flags_before(data: np.ndarray, start: int, i: int, classes: np.ndarray) -> tuple[int, int]:
+def flags_before(data: np.ndarray, start: int, i: int, classes: np.ndarray) -> tuple[Any, Any]:
     """The class flags of the character that ends before byte `i` (0 at `start`) and its length in bytes."""
     j = i
     while j > start:
@@ -61,7 +61,7 @@ def flags_before(data: np.ndarray, start: int, i: int, classes: np.ndarray) -> t
 
 
 @inner
-def strip(data: np.ndarray, start: int, stop: int, classes: np.ndarray) -> tuple[int, int]:
+def strip(data: np.ndarray, start: int, stop: int, classes: np.ndarray) -> tuple[Any, Any]:
     """`start` and `stop` moved inwards over white space, as ``str.strip`` does."""
     while start < stop:
         flags, length = flags_at(data, start, stop, classes)
@@ -146,7 +146,7 @@ def split_lines(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 @inner
-def next_line(data: np.ndarray, i: int, stop: int, classes: np.ndarray) -> tuple[int, int]:
+def next_line(data: np.ndarray, i: int, stop: int, classes: np.ndarray) -> tuple[Any, Any]:
     r"""Where the line that starts at `i` ends and where the next one starts, as ``str.splitlines`` has it.
 
     A line ends at any of the ten Unicode line breaks; "\r\n" is one of them.

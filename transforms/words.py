@@ -1,23 +1,25 @@
-"""Words: white space, then punctuation at the edges, exceptions, URLs and infixes, as spaCy's English tokenizer has them.
+"""Words: white space, punctuation at the edges, exceptions, URLs and infixes, as spaCy's English tokenizer has them.
 
-One pass over the bytes, linear in their number. The order of rules is that of spaCy's documentation ("How spaCy's tokenizer
-works"); letters, quotes and symbols of every script come from the table of `transforms.characters`. Left out is spaCy's last
-step, which joins an emoticon again that the rules took apart in the middle of a word.
+One pass over the bytes, linear in their number. The order of rules is that of spaCy's documentation ("How spaCy's
+tokenizer works"); letters, quotes and symbols of every script come from the table of `transforms.characters`. Left out
+is spaCy's last step, which joins an emoticon again that the rules took apart in the middle of a word.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 from numba import njit
 
 from transforms.characters import BEFORE_STOP, DIGIT, ICON, LETTER, LOWER, PREFIX, QUOTE, SPACE, SPLITS, SUFFIX, UPPER
-from transforms.english import UNITS, exceptions
+from transforms.english import exceptions, units
 from transforms.text import decode, flags_at, flags_before, hash_bytes, inner
 
 LONGEST_LISTED = 16  # bytes
 _PLUS, _COMMA, _HYPHEN, _STOP, _SLASH, _COLON, _QUESTION, _AT = 43, 44, 45, 46, 47, 58, 63, 64
+_NUMBER_SIGN, _STAR, _CARET, _UNDERSCORE, _TILDE, _EQUALS, _SECTION = 35, 42, 94, 95, 126, 61, 0xA7
 _EN_DASH, _EM_DASH, _ELLIPSIS, _APOSTROPHE = 0x2013, 0x2014, 0x2026, 0x2019
 
 
@@ -40,7 +42,7 @@ def _listed(words: dict[str, tuple[str, ...]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 @inner
-def _ends(data: np.ndarray, a: int, b: int) -> int:
+def _ends(data: np.ndarray, a: int, b: int) -> Any:
     """16 bits that tell most words from the exceptions: of the length, the first two bytes and the last."""
     second = np.int64(data[a + 1]) if b - a > 1 else 0
     key = np.int64(data[a]) | second << 8 | np.int64(data[b - 1]) << 16 | min(b - a, 255) << 24
@@ -52,16 +54,16 @@ def tables() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Hashes of the exceptions, their cuts, the hashes of the units, and which `_ends` an exception may have."""
     words = exceptions()
     keys, cuts = _listed(words)
-    units, _ = _listed({unit: (unit,) for unit in UNITS})
+    unit_keys, _ = _listed({unit: (unit,) for unit in units()})
     ends = np.zeros(1 << 16, np.bool_)
     for word in words:
         data = np.frombuffer(word.encode(), np.uint8)
         ends[_ends(data, 0, data.size)] = True
-    return keys, cuts, units, ends
+    return keys, cuts, unit_keys, ends
 
 
 @inner
-def _find(data: np.ndarray, a: int, b: int, keys: np.ndarray) -> int:
+def _find(data: np.ndarray, a: int, b: int, keys: np.ndarray) -> Any:
     """The slot of ``data[a:b]`` among `keys`, or -1."""
     if b - a > LONGEST_LISTED or a >= b:
         return -1
@@ -133,7 +135,8 @@ def _suffix(data: np.ndarray, a: int, b: int, classes: np.ndarray, units: np.nda
             return 2
         if before == 0x99 and b - a > 3 and decode(data, b - 4, b)[0] == _APOSTROPHE:
             return 4
-    if data[b - 1] == _PLUS or (flags & PREFIX and not flags & ICON):  # signs of currencies come off behind a digit
+    currency = flags & PREFIX and decode(data, b - length, b)[0] not in (_EQUALS, _SECTION)
+    if data[b - 1] == _PLUS or currency:
         return length if flags_before(data, a, b - length, classes)[0] & DIGIT else 0
     i = b
     while i > a and b - i < 10 and not 48 <= data[i - 1] <= 57:
@@ -168,18 +171,23 @@ def _infix(data: np.ndarray, i: int, stop: int, before: int, classes: np.ndarray
             return dots, 1
         return (1 if before & (LOWER | QUOTE) and after & (UPPER | QUOTE) else 0), 1
     follows = data[i + 1] if i + 1 < stop else 0
-    if before & DIGIT and (code == _PLUS or code == _HYPHEN or code == 42 or code == 94):  # + - * ^
-        if after & DIGIT or follows == _HYPHEN:
-            return 1, 1
+    if before & DIGIT and code in (_PLUS, _HYPHEN, _STAR, _CARET) and (after & DIGIT or follows == _HYPHEN):
+        return 1, 1
     if code == _COMMA:
         return (1 if before & LETTER and after & LETTER else 0), 1
     if not before & (LETTER | DIGIT):
         return 0, length
-    if code == _HYPHEN or code == _EN_DASH or code == _EM_DASH or code == 126:
+    if code in (_HYPHEN, _EN_DASH, _EM_DASH, _TILDE):
         return _hyphens(data, i, stop, code, length, classes), length
-    if code == _SLASH or code == _COLON or 60 <= code <= 62:
+    if code in (_SLASH, _COLON, 60, 61, 62):  # / : < = >
         return (1 if after & LETTER else 0), 1
     return 0, length
+
+
+@inner
+def _in_name(code: int) -> bool:
+    """Whether a character is an ASCII letter, a digit, a hyphen or an underscore."""
+    return bool(48 <= code <= 57 or 65 <= code <= 90 or 97 <= code <= 122 or code in (_HYPHEN, _UNDERSCORE))
 
 
 @inner
@@ -190,10 +198,8 @@ def _host_end(data: np.ndarray, i: int, stop: int, classes: np.ndarray) -> int:
     j = i
     while True:
         code, length = decode(data, j, stop) if j < stop else (0, 0)
-        if code == _STOP or not (
-            48 <= code <= 57 or 65 <= code <= 90 or 97 <= code <= 122 or code == _HYPHEN or code == 95 or 0xA1 <= code < 0x10000
-        ):
-            if j == label or j - label > 252 or data[label] == _HYPHEN or data[j - 1] == _HYPHEN or data[label] == 95:
+        if not (_in_name(code) or 0xA1 <= code < 0x10000):
+            if j == label or j - label > 252 or data[j - 1] == _HYPHEN or data[label] in (_HYPHEN, _UNDERSCORE):
                 return -1
             octets += digits and j - label <= 3
             if code != _STOP:
@@ -218,10 +224,7 @@ def _is_address(data: np.ndarray, a: int, b: int, classes: np.ndarray) -> bool:
             if data[i + 1] == _SLASH and data[i + 2] == _SLASH and i - a > 1:
                 start = i + 3
             break
-        if data[i] >= 0x80:
-            continue
-        if not (48 <= data[i] <= 57 or 65 <= data[i] & 0xDF <= 90 or data[i] == 95 or data[i] == _PLUS or data[i] == _HYPHEN
-                or data[i] == _STOP):
+        if not (_in_name(data[i]) or data[i] in (_PLUS, _STOP)):
             break
     host = start
     while True:
@@ -232,7 +235,7 @@ def _is_address(data: np.ndarray, a: int, b: int, classes: np.ndarray) -> bool:
                 while end + digits < b and 48 <= data[end + digits] <= 57:
                     digits += 1
                 end = end + digits if 3 <= digits <= 6 else end
-            if end == b or data[end] == _SLASH or data[end] == _QUESTION or data[end] == 35:
+            if end == b or data[end] in (_SLASH, _QUESTION, _NUMBER_SIGN):
                 return True
         host = max(host, start + 1)
         while host < b and data[host] != _AT:
@@ -243,7 +246,9 @@ def _is_address(data: np.ndarray, a: int, b: int, classes: np.ndarray) -> bool:
 
 
 @inner
-def _split_infixes(data: np.ndarray, a: int, b: int, classes: np.ndarray, start: np.ndarray, end: np.ndarray, n: int) -> int:
+def _split_infixes(
+    data: np.ndarray, a: int, b: int, classes: np.ndarray, start: np.ndarray, end: np.ndarray, n: int
+) -> int:
     """Writes the pieces of ``data[a:b]`` and returns their number."""
     piece, i, before, found = a, a, 0, False
     while i < b:
@@ -324,12 +329,12 @@ def _split_chunk(
 
 
 @inner
-def _chunk_end(data: np.ndarray, i: int, stop: int, classes: np.ndarray) -> tuple[int, int]:
+def _chunk_end(data: np.ndarray, i: Any, stop: int, classes: np.ndarray) -> tuple[Any, Any]:
     """Where the run of characters that are no white space ends, and all their flags together."""
-    seen = 0
+    seen: Any = 0
     while i < stop:
         if data[i] < 0x80:
-            flags, length = np.int64(classes[data[i]]), 1
+            flags, length = int(classes[data[i]]), 1
         else:
             flags, length = flags_at(data, i, stop, classes)
         if flags & SPACE:

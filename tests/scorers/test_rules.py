@@ -17,10 +17,27 @@ from transforms.batch import Batch
 RULE_SETS = ("fineweb", "gopher_quality", "gopher_repetition", "c4")
 SUBJECTS = ("The old fisherman", "Her youngest sister", "A travelling doctor", "The village council", "My neighbour")
 VERBS = ("mended", "remembered", "described", "abandoned", "painted", "measured", "borrowed")
-OBJECTS = ("the broken lantern", "a letter from Lisbon", "several maps of the coast", "that wooden bridge",
-           "an unusual melody", "the harvest of apples", "a clock with no hands", "two barrels of salt")
-PLACES = ("near the harbour", "before the storm", "with great patience", "on a cold morning", "behind the mill",
-          "while others slept", "to everyone's surprise", "at the end of summer", "along the river")
+OBJECTS = (
+    "the broken lantern",
+    "a letter from Lisbon",
+    "several maps of the coast",
+    "that wooden bridge",
+    "an unusual melody",
+    "the harvest of apples",
+    "a clock with no hands",
+    "two barrels of salt",
+)
+PLACES = (
+    "near the harbour",
+    "before the storm",
+    "with great patience",
+    "on a cold morning",
+    "behind the mill",
+    "while others slept",
+    "to everyone's surprise",
+    "at the end of summer",
+    "along the river",
+)
 SENTENCES = [f"{SUBJECTS[i % 5]} {VERBS[i % 7]} {OBJECTS[i % 8]} {PLACES[i % 9]}." for i in range(30)]
 GOOD = "\n".join(SENTENCES)
 BASE = SENTENCES[0]
@@ -49,8 +66,10 @@ PLANTED: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "dup_line_frac": (GOOD + "\nNo." * 15, {"max_dup_line_frac": 1}),
         "dup_para_frac": (GOOD + "\n\nNo." * 3, {"max_dup_para_frac": 1}),
         "dup_line_char_frac": ("\n".join([*SENTENCES, *SENTENCES[:12]]), {"max_dup_line_char_frac": 1}),
-        "dup_para_char_frac": ("\n\n".join([*(f"{s} {s[::-1]}" for s in SENTENCES[:8]), *[SENTENCES[0] * 3] * 3]),
-                               {"max_dup_para_char_frac": 1}),
+        "dup_para_char_frac": (
+            "\n\n".join([*(f"{s} {s[::-1]}" for s in SENTENCES[:8]), *[SENTENCES[0] * 3] * 3]),
+            {"max_dup_para_char_frac": 1},
+        ),
     },
     "c4": {
         "lorem_ipsum": (GOOD + "\nThey wrote Lorem Ipsum there.", {}),
@@ -95,8 +114,32 @@ def test_planted_document_fails_its_rule_alone(name: str, rule: str) -> None:
         assert score(name, [text], **{**lifted, **loose})[0]["passed"]
 
 
-WORDS = [f"{a}{b}" for a in ("bar", "cel", "dor", "fin", "gal", "hol", "jun", "kip", "lam", "mer") for b in
-         ("ba", "co", "di", "fu", "ge", "hi", "jo", "ku", "la", "mi", "no", "pe", "ra", "so", "tu", "vi", "wa", "xe", "yo", "zu")]
+WORDS = [
+    f"{a}{b}"
+    for a in ("bar", "cel", "dor", "fin", "gal", "hol", "jun", "kip", "lam", "mer")
+    for b in (
+        "ba",
+        "co",
+        "di",
+        "fu",
+        "ge",
+        "hi",
+        "jo",
+        "ku",
+        "la",
+        "mi",
+        "no",
+        "pe",
+        "ra",
+        "so",
+        "tu",
+        "vi",
+        "wa",
+        "xe",
+        "yo",
+        "zu",
+    )
+]
 
 
 @pytest.mark.parametrize("n", [2, 3, 4])
@@ -117,19 +160,27 @@ def test_dup_gram(n: int) -> None:
     """A run of exactly n words that stands twice fails the n-gram rule and none above it."""
     words = WORDS[:30] + WORDS[5 : 5 + n]
     text = " ".join(words)
-    limits = {k: 0.0 for k in range(n, 11)}
+    limits = dict.fromkeys(range(n, 11), 0.0)
     found = score("gopher_repetition", [text], max_dup_gram=limits, max_top_gram={})[0]
     assert found["reason"] == f"dup_{n}_gram"
     assert math.isclose(found[f"dup_{n}_gram"], len("".join(words[30:])) / len(text))
     assert all(found[f"dup_{k}_gram"] == 0 for k in range(n + 1, 11))
-    assert score("gopher_repetition", [text], max_dup_gram={k: 0 for k in range(n + 1, 11)}, max_top_gram={})[0]["passed"]
+    assert score("gopher_repetition", [text], max_dup_gram=dict.fromkeys(range(n + 1, 11), 0), max_top_gram={})[0][
+        "passed"
+    ]
 
 
 def test_first_failing_rule_is_the_reason() -> None:
     found = score("fineweb", ["one\none\none\none"])[0]
     assert found["reason"] == "line_punct_ratio"
-    assert found == {"passed": False, "reason": "line_punct_ratio", "line_punct_ratio": 0, "short_line_ratio": 1,
-                     "char_dup_ratio": 0.75, "list_ratio": 0.75}
+    assert found == {
+        "passed": False,
+        "reason": "line_punct_ratio",
+        "line_punct_ratio": 0,
+        "short_line_ratio": 1,
+        "char_dup_ratio": 0.75,
+        "list_ratio": 0.75,
+    }
 
 
 def test_fineweb_features() -> None:
@@ -144,9 +195,16 @@ def test_fineweb_features() -> None:
 def test_gopher_quality_features() -> None:
     found = score("gopher_quality", ["• the cat # sat ...\n- of 12 … 水\nWith me."])[0]
     assert found == {
-        "passed": False, "reason": "too_few_words", "words": 8, "mean_word_length": (3 * 3 + 2 + 2 + 1 + 4 + 2) / 8,
-        "hash_ratio": 1 / 14, "ellipsis_ratio": 2 / 14, "bullet_lines": 2 / 3, "ellipsis_lines": 1 / 3,
-        "alpha_words": 7 / 14, "stop_words": 2,
+        "passed": False,
+        "reason": "too_few_words",
+        "words": 8,
+        "mean_word_length": (3 * 3 + 2 + 2 + 1 + 4 + 2) / 8,
+        "hash_ratio": 1 / 14,
+        "ellipsis_ratio": 2 / 14,
+        "bullet_lines": 2 / 3,
+        "ellipsis_lines": 1 / 3,
+        "alpha_words": 7 / 14,
+        "stop_words": 2,
     }
 
 
@@ -165,11 +223,31 @@ def test_gopher_repetition_counts_lines_and_paragraphs() -> None:
 
 
 def test_c4_counts() -> None:
-    text = "\n".join([*SENTENCES[:6], "Menu", "Go on.", "Enable Javascript to see this.", "This site uses cookies, sorry.",
-                      "x" * 1001 + " is long."])
+    text = "\n".join(
+        [
+            *SENTENCES[:6],
+            "Menu",
+            "Go on.",
+            "Enable Javascript to see this.",
+            "This site uses cookies, sorry.",
+            "x" * 1001 + " is long.",
+        ]
+    )
     found = score("c4", [text])[0]
-    assert found == {"passed": True, "reason": None, "lorem_ipsum": False, "curly_bracket": False, "sentences": 6, "lines": 11,
-                     "kept_lines": 6, "long_word": 1, "no_terminal": 1, "few_words": 1, "javascript": 1, "policy": 1}
+    assert found == {
+        "passed": True,
+        "reason": None,
+        "lorem_ipsum": False,
+        "curly_bracket": False,
+        "sentences": 6,
+        "lines": 11,
+        "kept_lines": 6,
+        "long_word": 1,
+        "no_terminal": 1,
+        "few_words": 1,
+        "javascript": 1,
+        "policy": 1,
+    }
     assert score("c4", ["They said { here\nLorem ipsum menu"])[0]["curly_bracket"] is False
 
 
@@ -186,9 +264,32 @@ def test_empty_documents(name: str, text: str) -> None:
 @pytest.mark.parametrize("name", RULE_SETS)
 @pytest.mark.parametrize(
     "text",
-    ["word " * 1_000_000, "x" * 1_000_000, "😀" * 100_000, "שלום עולם. " * 50_000, "\n" * 500_000 + "a", "word. " * 3_400_000,
-     ".", "\x00", "a\x00b", "\ufeff", "\u200b"],
-    ids=["one word", "no white space", "emoji", "right to left", "line breaks", "20 MB line", ".", "nul", "nul within", "bom", "zwsp"],
+    [
+        "word " * 1_000_000,
+        "x" * 1_000_000,
+        "😀" * 100_000,
+        "שלום עולם. " * 50_000,
+        "\n" * 500_000 + "a",
+        "word. " * 3_400_000,
+        ".",
+        "\x00",
+        "a\x00b",
+        "\ufeff",
+        "\u200b",
+    ],
+    ids=[
+        "one word",
+        "no white space",
+        "emoji",
+        "right to left",
+        "line breaks",
+        "20 MB line",
+        ".",
+        "nul",
+        "nul within",
+        "bom",
+        "zwsp",
+    ],
 )
 def test_edge_documents(name: str, text: str) -> None:
     found = score(name, [GOOD, text, GOOD])
@@ -222,8 +323,11 @@ def test_any_text_gives_finite_features(texts: list[str]) -> None:
 
 def test_parameters_are_checked() -> None:
     for name, parameters in (
-        ("fineweb", {"min_line_punct_ratio": 2}), ("fineweb", {"line_punct": 0.1}), ("gopher_quality", {"min_words": -1}),
-        ("gopher_repetition", {"max_top_gram": {5: 0.1}}), ("c4", {"max_word_length": 0}),
+        ("fineweb", {"min_line_punct_ratio": 2}),
+        ("fineweb", {"line_punct": 0.1}),
+        ("gopher_quality", {"min_words": -1}),
+        ("gopher_repetition", {"max_top_gram": {5: 0.1}}),
+        ("c4", {"max_word_length": 0}),
     ):
         with pytest.raises(ValidationError):
             scorers.make(name, parameters)

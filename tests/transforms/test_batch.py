@@ -18,8 +18,8 @@ TEXTS = ["one two\nthree", "", "  ", "naïve – 北京 🙂\n\n", "\n", "שלו
 EVERY_TEXT = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=60), max_size=6)
 
 
-def make(texts: list[str], type: pa.DataType = pa.string()) -> Batch:
-    return Batch(pa.record_batch({"id": pa.array(range(len(texts))), "text": pa.array(texts, type)}))
+def make(texts: list[str], type: pa.DataType | None = None) -> Batch:
+    return Batch(pa.record_batch({"id": pa.array(range(len(texts))), "text": pa.array(texts, type or pa.string())}))
 
 
 def pieces(batch: Batch, spans: Spans) -> list[list[str]]:

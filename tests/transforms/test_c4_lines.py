@@ -14,8 +14,35 @@ from transforms.batch import Batch
 
 POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 CITATION = re.compile(r"\[[0-9]*\]|\[edit\]|\[citation needed\]")
-WORDS = ["one", "two", "It", "水", "Javascript", "lorem Ipsum", "Privacy Policy", "we use cookies", "{", "longlonglong", "é",
-         "[1]", "[edit]", "[citation needed]", "[", "[12", "...", ".", "!", "?", '"', "'", ",", " ", "  ", "\t", "\u3000"]
+WORDS = [
+    "one",
+    "two",
+    "It",
+    "水",
+    "Javascript",
+    "lorem Ipsum",
+    "Privacy Policy",
+    "we use cookies",
+    "{",
+    "longlonglong",
+    "é",
+    "[1]",
+    "[edit]",
+    "[citation needed]",
+    "[",
+    "[12",
+    "...",
+    ".",
+    "!",
+    "?",
+    '"',
+    "'",
+    ",",
+    " ",
+    "  ",
+    "\t",
+    "\u3000",
+]
 BREAKS = ["\n", "\n\n", "\r\n", "\r", "\u2028", "\x85", "\x0b"]
 TEXTS = st.lists(st.lists(st.sampled_from(WORDS * 2 + BREAKS + [" "] * 12), max_size=40).map("".join), max_size=4)
 
@@ -66,11 +93,19 @@ def test_rules_and_new_texts(texts: list[str]) -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("This line is kept.", c4.KEPT), ('He said "so it is"', c4.KEPT), ("Is it so? [1][edit]", c4.NO_TERMINAL),
-        ("It is so.[1][citation needed]", c4.KEPT), ("This one trails off...", c4.NO_TERMINAL), ("No mark here", c4.NO_TERMINAL),
-        ("Too short.", c4.FEW_WORDS), ("Please enable JavaScript now.", c4.JAVASCRIPT), ("Read our Privacy Policy now.", c4.POLICY),
-        ("This site USES COOKIES, sorry.", c4.POLICY), (f"The word {'x' * 1001} is long.", c4.LONG_WORD),
-        (f"The word {'é' * 1000} is not.", c4.KEPT), ("", c4.NO_TERMINAL),
+        ("This line is kept.", c4.KEPT),
+        ('He said "so it is"', c4.KEPT),
+        ("Is it so? [1][edit]", c4.NO_TERMINAL),
+        ("It is so.[1][citation needed]", c4.KEPT),
+        ("This one trails off...", c4.NO_TERMINAL),
+        ("No mark here", c4.NO_TERMINAL),
+        ("Too short.", c4.FEW_WORDS),
+        ("Please enable JavaScript now.", c4.JAVASCRIPT),
+        ("Read our Privacy Policy now.", c4.POLICY),
+        ("This site USES COOKIES, sorry.", c4.POLICY),
+        (f"The word {'x' * 1001} is long.", c4.LONG_WORD),
+        (f"The word {'é' * 1000} is not.", c4.KEPT),
+        ("", c4.NO_TERMINAL),
     ],
 )
 def test_each_rule(line: str, expected: int) -> None:
@@ -88,9 +123,15 @@ def test_new_text() -> None:
 @pytest.mark.parametrize(
     ("text", "count"),
     [
-        ("One is here. Two is here! Is three here?", 3), ("Mr. Smith went to the U.S. with him.", 1), ("He said it is so... and left.", 1),
-        ("One is here.[1] Two is here.[2]", 2), ("One is here.\nTwo is here.\nno mark here", 2), ('"Is it so?" he asked them.', 2),
-        ("What is it?! It is (so).) Yes it is.", 3), ("", 0), ("यह एक है। वह दो है.", 2),
+        ("One is here. Two is here! Is three here?", 3),
+        ("Mr. Smith went to the U.S. with him.", 1),
+        ("He said it is so... and left.", 1),
+        ("One is here.[1] Two is here.[2]", 2),
+        ("One is here.\nTwo is here.\nno mark here", 2),
+        ('"Is it so?" he asked them.', 2),
+        ("What is it?! It is (so).) Yes it is.", 3),
+        ("", 0),
+        ("यह एक है। वह दो है.", 2),
     ],
 )
 def test_sentences(text: str, count: int) -> None:

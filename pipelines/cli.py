@@ -1,6 +1,7 @@
-"""The command line. Progress goes to standard error; `--json` makes the last line of standard output one JSON object.
+"""The command line. Progress goes to standard error; `--json` ends standard output with a line of JSON.
 
-Exit codes: 0 done, 1 a bug, 2 a mistake in the command or recipe, 3 more of the input is unreadable than the recipe allows.
+Exit codes: 0 done, 1 a bug, 2 a mistake in the command or recipe, 3 more of the input is
+unreadable than the recipe allows.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Curate training corpora at the speed of columns, with a ledger that balances and a trainer that measures the result.",
+    help="Curate training corpora at the speed of columns, with a ledger that balances "
+    "and a trainer that measures the result.",
 )
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
 Workers = Annotated[int, typer.Option(help="Worker processes on this machine; 1 runs in this process.", min=1)]
@@ -34,7 +36,9 @@ def run(
     options: Options = None,
     folder: Folder = None,
     workers: Workers = 1,
-    until: Annotated[str, typer.Option(help="Stop after this step: score, dedupe, fit, select, mix, train or report.")] = "report",
+    until: Annotated[
+        str, typer.Option(help="Stop after this step: score, dedupe, fit, select, mix, train or report.")
+    ] = "report",
     as_json: Json = False,
 ) -> None:
     """Run a recipe. What is already there and current is not computed again."""
@@ -59,7 +63,10 @@ def _finish(checked: Any, result: dict[str, Any], summary: Any) -> dict[str, Any
     bad, all_ = len(result["shards"]["quarantined"]), result["shards"]["read"] + len(result["shards"]["quarantined"])
     if bad / max(all_, 1) > checked.quarantine or not result["shards"]["read"]:
         result["exit_code"] = 3
-        typer.echo(f"{bad} of {all_} shards could not be read whole; the recipe allows a share of {checked.quarantine:g}", err=True)
+        typer.echo(
+            f"{bad} of {all_} shards could not be read whole; the recipe allows a share of {checked.quarantine:g}",
+            err=True,
+        )
     return result
 
 
@@ -86,13 +93,17 @@ def score(
 def dedupe(
     data: Input,
     options: Options = None,
-    prefer: Annotated[str, typer.Option(help="SQL: of equal documents, the one with the highest value stays.")] = "bytes",
+    prefer: Annotated[
+        str, typer.Option(help="SQL: of equal documents, the one with the highest value stays.")
+    ] = "bytes",
     folder: Folder = None,
     workers: Workers = 1,
     as_json: Json = False,
 ) -> None:
     """Flag exact duplicates. Nothing is removed: `exact.keep` is a column for select."""
-    _guarded(lambda: _step(data, "dedupe", {"dedupe": {"exact": {"prefer": prefer}}}, folder, options, workers), as_json)
+    _guarded(
+        lambda: _step(data, "dedupe", {"dedupe": {"exact": {"prefer": prefer}}}, folder, options, workers), as_json
+    )
 
 
 @app.command()
@@ -116,7 +127,9 @@ def mix(
     options: Options = None,
     name: Annotated[str, typer.Option(help="Name of the mixture.")] = "mixture",
     where: Annotated[str, typer.Option(help="SQL condition.")] = "selection.keep",
-    tokens: Annotated[str | None, typer.Option(help="Tokens of one pass, as 300k or 5M; all there are by default.")] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="Tokens of one pass, as 300k or 5M; all there are by default.")
+    ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="tokenizer.json, or a folder with one.")] = None,
     folder: Folder = None,
     workers: Workers = 1,
@@ -128,12 +141,16 @@ def mix(
 
 
 @app.command()
-def train(data: Input, options: Options = None, folder: Folder = None, workers: Workers = 1, as_json: Json = False) -> None:
+def train(
+    data: Input, options: Options = None, folder: Folder = None, workers: Workers = 1, as_json: Json = False
+) -> None:
     """Train and measure what the recipe of a run asks for."""
     _guarded(lambda: _step(data, "train", {}, folder, options, workers), as_json)
 
 
-def _step(data: str, step: str, parts: dict[str, Any], folder: str | None, options: list[str] | None, workers: int) -> dict[str, Any]:
+def _step(
+    data: str, step: str, parts: dict[str, Any], folder: str | None, options: list[str] | None, workers: int
+) -> dict[str, Any]:
     from pipelines import summary
     from pipelines.run import run as run_recipe
     from pipelines.steps_alone import recipe_for
@@ -148,7 +165,7 @@ def sample_corpus(
     target_mb: Annotated[float, typer.Option(help="Megabytes of text aimed at.", min=0.1)] = 60,
     as_json: Json = False,
 ) -> None:
-    """Make a corpus of real text found on this machine: source files, docstrings, manuals, READMEs, licences, changelogs."""
+    """Make a corpus of real text found on this machine: sources, docstrings, manuals, READMEs, licences."""
 
     def build() -> dict[str, Any]:
         from pipelines.sample_corpus import build
@@ -161,7 +178,9 @@ def sample_corpus(
 @app.command()
 def sql(
     folder: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
-    query: Annotated[str, typer.Argument(help="SQL over documents, index, ledger, shards, mixture, mixtures, training, evaluation.")],
+    query: Annotated[
+        str, typer.Argument(help="SQL over documents, index, ledger, shards, mixture, mixtures, training, evaluation.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as one JSON object.")] = False,
 ) -> None:
     """Query a run with DuckDB. A condition tried here as WHERE means the same under `select` in a recipe."""
@@ -220,7 +239,9 @@ def _guarded(work: Callable[[], dict[str, Any]], as_json: bool, show: bool = Fal
         raise typer.Exit(code) from None
     code = result.get("exit_code", 0)
     if as_json:
-        typer.echo(json.dumps({"exit_code": code, "seconds": round(time.perf_counter() - started, 3), **result}, default=str))
+        typer.echo(
+            json.dumps({"exit_code": code, "seconds": round(time.perf_counter() - started, 3), **result}, default=str)
+        )
     elif show:
         for name, value in result.items():
             typer.echo(f"{name}: {value}")

@@ -22,7 +22,7 @@ def code_digest(module: str) -> str:
         if name in seen:
             continue
         tree = ast.parse(_source(name))
-        todo += _imports(tree)
+        todo += _imports(tree, name)
         seen[name] = store.digest(ast.dump(_without_docstrings(tree)))
     return store.digest(sorted(seen.items()))
 
@@ -31,17 +31,19 @@ def _source(module: str) -> str:
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(module)
-    return Path(spec.origin).read_text()
+    return Path(spec.origin).read_text(encoding="utf-8")
 
 
-def _imports(tree: ast.AST) -> list[str]:
+def _imports(tree: ast.AST, module: str) -> list[str]:
     """Our modules that a module imports, wherever in its text. `__init__` files hold no arithmetic and are left out."""
+    package = module.rpartition(".")[0]
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.ImportFrom):
+            origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            found += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
     return [name for name in found if name.split(".")[0] in OURS and "." in name and _is_module(name)]
 
 
@@ -53,7 +55,8 @@ def _is_module(name: str) -> bool:
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node) is not None:
+        if isinstance(node, documented) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
     return tree

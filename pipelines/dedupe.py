@@ -63,7 +63,9 @@ def base(tables: Tables, method: Exact, splits: Sequence[Split]) -> str:
     )
 
 
-def exact(context: Context, tables: Tables, splits: Sequence[Split], method: Exact, documents: int) -> tuple[Struct, list[Record]]:
+def exact(
+    context: Context, tables: Tables, splits: Sequence[Split], method: Exact, documents: int
+) -> tuple[Struct, list[Record]]:
     """Flag the exact duplicates of all splits; returns the new column and the step's records."""
     splits = sorted(splits, key=lambda s: (s.source, s.shard, s.first_group))
     struct = Struct("dedupe/exact", FLAGS, base(tables, method, splits))
@@ -102,8 +104,16 @@ class KeyBlocks(beam.DoFn):
             return
         signature = table.column("signatures/exact").combine_chunks()
         priority = evaluate({"priority": f"CAST({self.prefer} AS DOUBLE)"}, table).column("priority")
-        columns = {"high": signature.field("high"), "low": signature.field("low"), "priority": pc.fill_null(priority, -np.inf)}
-        columns |= {"id": table.column("id"), "split": pa.array(np.full(table.num_rows, number, np.int32)), "row": table.column("row")}
+        columns = {
+            "high": signature.field("high"),
+            "low": signature.field("low"),
+            "priority": pc.fill_null(priority, -np.inf),
+        }
+        columns |= {
+            "id": table.column("id"),
+            "split": pa.array(np.full(table.num_rows, number, np.int32)),
+            "row": table.column("row"),
+        }
         best, start = _best_first(pa.table(columns))
         candidates = best.take(pa.array(start)).append_column("count", pa.array(np.diff(start, append=table.num_rows)))
         high = candidates.column("high").to_numpy()
@@ -135,7 +145,10 @@ class Decide(beam.DoFn):
             if block.num_columns:
                 blocks.append(block)
             else:
-                yield int(block.schema.metadata[b"split"]), _answer(*(np.empty(0, t) for t in (np.uint64, np.uint64, np.int64, np.int64)))
+                yield (
+                    int(block.schema.metadata[b"split"]),
+                    _answer(*(np.empty(0, t) for t in (np.uint64, np.uint64, np.int64, np.int64))),
+                )
         if not blocks:
             return
         best, start = _best_first(pa.Table.from_batches(blocks))
@@ -176,7 +189,9 @@ class WriteFlags(beam.DoFn):
         signatures = store.read_table(split.sidecar(f"{self.run}/signatures/{name}")).combine_chunks()
         struct = self._flags(split, signatures, pa.Table.from_batches(list(blocks)))
         table = pa.table([signatures.column("row"), signatures.column("id"), struct], names=["row", "id", name])
-        made = Record.of(self.step, split, table.num_rows, table.num_rows, key=key, seconds=time.perf_counter() - started)
+        made = Record.of(
+            self.step, split, table.num_rows, table.num_rows, key=key, seconds=time.perf_counter() - started
+        )
         store.write_sidecar(path, key, table, made.json())
         progress.report(self.run, self.step, split, table.num_rows, 0)
         yield made.json()
@@ -187,7 +202,10 @@ class WriteFlags(beam.DoFn):
         order = np.lexsort((low, high))
         start = _starts(high[order], low[order])
         answers = answers.take(pc.sort_indices(answers, sort_keys=BEST_FIRST[:2]))
-        asked, answered = (high[order[start]], low[order[start]]), (answers.column("high").to_numpy(), answers.column("low").to_numpy())
+        asked, answered = (
+            (high[order[start]], low[order[start]]),
+            (answers.column("high").to_numpy(), answers.column("low").to_numpy()),
+        )
         if not all(map(np.array_equal, asked, answered)):
             raise MisalignedError(
                 f"{split.source}/{split.name}: {answers.num_rows} answers came back for {len(start)} hashes; the engine lost or doubled some, run again"

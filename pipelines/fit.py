@@ -1,4 +1,4 @@
-"""Fit steps of a run: a seeded sample of its documents, a model from `trainers`, and a key by which a rerun knows it is current."""
+"""Fit steps: a seeded sample of a run's documents, a model from `trainers`, a key that tells whether it is current."""
 
 from __future__ import annotations
 
@@ -18,15 +18,21 @@ from pipelines.tables import Tables
 Spec = FitTokenizer | FitFastText
 
 
-def fit(context: Context, tables: Tables, splits: Sequence[Split], name: str, spec: Spec, documents: int) -> dict[str, Any]:
+def fit(
+    context: Context, tables: Tables, splits: Sequence[Split], name: str, spec: Spec, documents: int
+) -> dict[str, Any]:
     """Fit one model into RUN/models/NAME unless it is current; returns {key, digest, seconds, reused}."""
     started = time.perf_counter()
     samples = [draw(context, tables, splits, sample, documents) for sample in _samples(name, spec)]
-    parts = [table.column(2).to_numpy().tobytes() + "\0".join(table.column("id").to_pylist()).encode() for table in samples]
+    parts = [
+        table.column(2).to_numpy().tobytes() + "\0".join(table.column("id").to_pylist()).encode() for table in samples
+    ]
     module = "trainers.fit_tokenizer" if isinstance(spec, FitTokenizer) else "trainers.fit_fasttext"
     drawn = store.digest([part.hex() for part in parts])
     bases = tables.base({tables.text})
-    key = store.digest(spec.model_dump(), tables.seed, drawn, bases, sorted(s.identity() for s in splits), code_digest(module))
+    key = store.digest(
+        spec.model_dump(), tables.seed, drawn, bases, sorted(s.identity() for s in splits), code_digest(module)
+    )
     path, folder = f"{context.run}/models/{name}.json", model_folder(context.run, name)
     held = store.read_json(path)
     if held and held["key"] == key and folder.is_dir() and store.folder_digest(str(folder)) == held["digest"]:

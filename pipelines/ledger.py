@@ -1,4 +1,4 @@
-"""The ledger: for every step and split, `in = out + dropped by reason + quarantined`. A run that does not balance does not finish."""
+"""The ledger: for every step and split, `in = out + dropped by reason + quarantined`; a run ends only if it balances."""
 
 from __future__ import annotations
 
@@ -103,14 +103,14 @@ def check(step: str, sent: Iterable[Split], records: Iterable[Record]) -> None:
         lost = [f"{source}/{name}" for source, name in (expected - came)]
         extra = [f"{source}/{name}" for source, name in (came - expected)]
         raise LedgerError(
-            f"step {step}: {len(lost)} splits did not come back ({', '.join(lost[:5]) or '-'}), {len(extra)} came twice or unasked "
-            f"({', '.join(extra[:5]) or '-'}). The engine lost or doubled elements; run again to compute what is missing."
+            f"step {step}: {len(lost)} splits did not come back ({', '.join(lost[:5]) or '-'}), {len(extra)} came twice or "
+            f"unasked ({', '.join(extra[:5]) or '-'}). The engine lost or doubled elements; run again to compute the rest."
         )
     for r in records:
         if not r.balances:
             raise LedgerError(
-                f"step {step}, {r.source}/{r.split}: {r.rows_in} in, but {r.rows_out} out + {sum(r.dropped.values())} dropped "
-                f"+ {r.quarantined} quarantined. This is a bug of the step: please report it with the recipe."
+                f"step {step}, {r.source}/{r.split}: {r.rows_in} in, but {r.rows_out} out + {sum(r.dropped.values())} "
+                f"dropped + {r.quarantined} quarantined. This is a bug of the step: please report it with the recipe."
             )
 
 
@@ -124,7 +124,8 @@ def chain(before: Iterable[Record], after: Iterable[Record]) -> None:
     for r in after:
         came = let_through.get((r.source, r.split))
         if came != r.rows_in:
-            raise LedgerError(f"{r.source}/{r.split}: {came} documents were let through before step {r.step}, which saw {r.rows_in}")
+            seen = f"{came} documents were let through before step {r.step}, which saw {r.rows_in}"
+            raise LedgerError(f"{r.source}/{r.split}: {seen}")
 
 
 def write(path: str, records: Iterable[Record]) -> None:

@@ -6,6 +6,8 @@ repeated, and the repeats are epochs in the manifest, not copies on disk.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +16,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pipelines import store
 from pipelines.code import code_digest
@@ -24,17 +26,23 @@ from pipelines.select import remembered
 from pipelines.shards import Split
 from pipelines.steps import Context, MapSplit
 from pipelines.tables import Tables
-from pipelines.thresholds import Statistic
+from pipelines.thresholds import Found, Statistic
 from sql.expressions import Expression, evaluate
-from transforms.draws import draws, mix64
+from transforms.draws import hashes, mix64
 
+log = logging.getLogger("corpusmill")
 TOKENS = "tokens.count"
-OWN = ("id", "text", "source", "shard", "row", "tokens", "draw")
+OWN = pa.schema(
+    {"id": pa.large_string(), "text": pa.large_string(), "source": pa.string(), "shard": pa.string()}
+    | {"row": pa.int64(), "tokens": pa.int64(), "draw": pa.uint64()}
+)
 WARN_EPOCHS = 4.0  # repeats are worth nearly as much as new data up to here (Muennighoff et al. 2023, arXiv 2305.16264)
 
 
 class MixError(ValueError):
     """A mixture that cannot be made of the documents there are."""
+
+    exit_code = 2
 
     exit_code = 2
 
@@ -49,23 +57,27 @@ class Mixture(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     where: str = "selection.keep"
-    tokens: int | None = None
+    tokens: int | None = Field(None, gt=0)
     weights: dict[str, float] | Literal["natural"] = "natural"
-    max_epochs: float = 16.0
+    max_epochs: float = Field(16.0, gt=0)
 
     @field_validator("tokens", mode="before")
     @classmethod
     def _suffix(cls, value: Any) -> Any:
         """Accepts 300k, 5M and 2B."""
-        if isinstance(value, str) and value[-1:].upper() in "KMB":
-            return round(float(value[:-1]) * {"K": 1e3, "M": 1e6, "B": 1e9}[value[-1].upper()])
-        return value
+        if not isinstance(value, str):
+            return value
+        try:
+            return round(float(value[:-1]) * {"K": 1e3, "M": 1e6, "B": 1e9}[value[-1:].upper()])
+        except (KeyError, ValueError, OverflowError):
+            raise ValueError(f"{value!r} is no number of tokens; write 300000, 300k, 5M or 2B") from None
 
     @field_validator("weights")
     @classmethod
     def _positive(cls, value: dict[str, float] | str) -> dict[str, float] | str:
-        if isinstance(value, dict) and (min(value.values(), default=0) < 0 or sum(value.values()) <= 0):
-            raise ValueError("weights must not be negative, and one must be above 0")
+        shares = value.values() if isinstance(value, dict) else [1.0]
+        if not all(math.isfinite(share) and share >= 0 for share in shares) or not any(shares):
+            raise ValueError(f"{value} are no weights: they must be finite, none below 0 and one above 0")
         return value
 
 
@@ -79,8 +91,16 @@ class Share:
     cut: int
 
 
-def shares(context: Context, tables: Tables, splits: Sequence[Split], name: str, mixture: Mixture, where: str, documents: int) -> dict[str, Share]:
-    """How much each source gives to a mixture.
+def shares(
+    context: Context,
+    tables: Tables,
+    splits: Sequence[Split],
+    name: str,
+    mixture: Mixture,
+    where: str,
+    documents: int,
+) -> dict[str, Share]:
+    """How much each source gives to a mixture; warns of sources repeated so often that it is worth less than new text.
 
     Raises:
         MixError: a source with a weight has no document, or would have to be repeated more than `max_epochs` times.
@@ -95,31 +115,49 @@ def shares(context: Context, tables: Tables, splits: Sequence[Split], name: str,
         if asked[source] < found[source].weight
     ]
     cuts = remembered(context, tables, splits, partly, documents)
+    for source, tokens in asked.items():
+        if (epochs := tokens / found[source].weight) > WARN_EPOCHS:
+            worth = f"beyond {WARN_EPOCHS:g} repeats add less than new text would"
+            log.warning("mix.%s: source %r is repeated %.1f times; %s", name, source, epochs, worth)
     last = 2**64 - 1
-    return {s: Share(found[s].weight, found[s].documents, asked[s], int(cuts[s].value or 0) if s in cuts else last) for s in asked}
+    return {
+        source: Share(found[source].weight, found[source].documents, tokens, _cut(cuts[source]) if source in cuts else last)
+        for source, tokens in asked.items()
+    }
+
+
+def _cut(found: Found) -> int:
+    assert found.value is not None  # the source has documents: it has more tokens than it is asked for
+    return int(found.value)
 
 
 def _asked(name: str, mixture: Mixture, available: Mapping[str, int]) -> dict[str, int]:
-    weights = {s: n for s, n in available.items() if n} if mixture.weights == "natural" else {s: w for s, w in mixture.weights.items() if w}
+    """Tokens to take of each source that gives any."""
+    weights: Mapping[str, float] = available if mixture.weights == "natural" else mixture.weights
+    weights = {source: weight for source, weight in weights.items() if weight}
     unknown = weights.keys() - available.keys()
     if unknown:
         raise MixError(f"mix.{name}.weights names {', '.join(sorted(unknown))}; the sources are {', '.join(available)}")
     if not weights:
         raise MixError(f"mix.{name}: no document satisfies {mixture.where!r}")
-    total = sum(available[s] for s in weights) if mixture.tokens is None else mixture.tokens
-    if mixture.weights == "natural":  # whole corpora keep their counts exactly; a budget above them means repeats
-        exact = {s: (n if mixture.tokens is None else round(total * n / sum(weights.values()))) for s, n in weights.items()}
-    else:
-        exact = {s: round(total * w / sum(weights.values())) for s, w in weights.items()}
-    for source, tokens in exact.items():
-        if not available[source] and tokens:
-            raise MixError(f"mix.{name}: source {source!r} is to give {tokens:,} tokens but no document of it satisfies {mixture.where!r}")
-        if tokens > mixture.max_epochs * available[source]:
-            raise MixError(
-                f"mix.{name}: source {source!r} has {available[source]:,} tokens and would be repeated {tokens / available[source]:.1f} times to give "
-                f"{tokens:,}; lower its weight or `tokens`, or raise max_epochs (now {mixture.max_epochs:g})"
-            )
-    return exact
+    if mixture.weights == "natural" and mixture.tokens is None:  # whole corpora keep their counts exactly
+        return {source: available[source] for source in weights}
+    total = sum(available[source] for source in weights) if mixture.tokens is None else mixture.tokens
+    asked = {source: round(total * weight / sum(weights.values())) for source, weight in weights.items()}
+    for source, tokens in asked.items():
+        _check_epochs(name, mixture, source, tokens, available[source])
+    return {source: tokens for source, tokens in asked.items() if tokens}
+
+
+def _check_epochs(name: str, mixture: Mixture, source: str, asked: int, available: int) -> None:
+    if asked and not available:
+        none = f"no document of it satisfies {mixture.where!r}"
+        raise MixError(f"mix.{name}: source {source!r} is to give {asked:,} tokens but {none}")
+    if asked > mixture.max_epochs * available:
+        raise MixError(
+            f"mix.{name}: source {source!r} has {available:,} tokens and would be repeated {asked / available:.1f} times "
+            f"to give {asked:,}; lower its weight or `tokens`, or raise max_epochs (now {mixture.max_epochs:g})"
+        )
 
 
 @dataclass(frozen=True)
@@ -134,13 +172,15 @@ class Mix:
         table = self.tables.load(split, {"draw", "holdout", "tokens", *Expression(self.where).names})
         qualify = evaluate({"q": f"coalesce({self.where}, false)"}, table).column("q").to_numpy()
         draw = table.column("draw").to_numpy()
-        chosen = qualify & (draw <= np.uint64(self.cuts[split.source])) if split.source in self.cuts else np.zeros(len(draw), bool)
+        cut = self.cuts.get(split.source)
+        chosen = np.zeros(len(draw), bool) if cut is None else qualify & (draw <= np.uint64(cut))
         tokens = pc.struct_field(table.column("tokens").combine_chunks(), "count").to_numpy()
         rows = self._rows(split, chosen, tokens, draw)
         dropped = {"not eligible": int((~qualify).sum()), "not drawn": int((qualify & ~chosen).sum())}
         dropped = {reason: n for reason, n in dropped.items() if n}
         detail = {"tokens": int(tokens[chosen].sum()), "content": content(rows)}
-        made = Record.of("", split, table.num_rows, rows.num_rows, dropped=dropped, bytes=rows.column("text").nbytes, detail=detail)
+        size = rows.column("text").nbytes
+        made = Record.of("", split, table.num_rows, rows.num_rows, dropped=dropped, bytes=size, detail=detail)
         return rows, made
 
     def _rows(self, split: Split, chosen: np.ndarray, tokens: np.ndarray, draw: np.ndarray) -> pa.Table:
@@ -148,43 +188,54 @@ class Mix:
         for part in read(split, self.tables.text, self.tables.admission):
             here = slice(seen, seen + part.documents.num_rows)
             seen = here.stop
-            batches.append(self._batch(split, part.documents, tokens[here], draw[here]).filter(pa.array(chosen[here])))
-        return pa.Table.from_batches(batches)
+            made = self._batch(split, part.documents, tokens[here], draw[here])
+            batches.append(made.filter(pa.array(chosen[here])))
+        return pa.Table.from_batches(batches) if batches else OWN.empty_table()
 
     def _batch(self, split: Split, documents: pa.RecordBatch, tokens: np.ndarray, draw: np.ndarray) -> pa.RecordBatch:
-        n = documents.num_rows
+        n, text = documents.num_rows, self.tables.text
         own = {
             "id": documents.column("id"),
-            "text": documents.column(self.tables.text),
-            "source": pa.array([split.source], pa.string()).take(pa.array(np.zeros(n, np.int32))),
-            "shard": pa.array([split.shard], pa.string()).take(pa.array(np.zeros(n, np.int32))),
+            "text": documents.column(text),
+            "source": pa.repeat(split.source, n),
+            "shard": pa.repeat(split.shard, n),
             "row": documents.column("row"),
-            "tokens": pa.array(tokens.astype(np.int64)),
+            "tokens": pa.array(tokens),
             "draw": pa.array(draw),
         }
-        carried = {name: documents.column(name) for name in documents.schema.names if name not in ("id", "row", self.tables.text)}
-        return pa.record_batch(own | {(f"{name}_original" if name in OWN else name): column for name, column in carried.items()})
+        carried = {name: documents.column(name) for name in documents.schema.names if name not in ("id", "row", text)}
+        renamed = {f"{name}_original" if name in own else name: column for name, column in carried.items()}
+        return pa.record_batch(own | renamed)
 
 
 def content(rows: pa.Table) -> list[int]:
-    """Two 64-bit sums over the documents of (source, id, text): the same in any order, another for any other documents."""
+    """Two 64-bit sums over documents of hashes of (source, id, text): they change with any byte, not with the order."""
     from transforms.hashing import hash_spans
 
     lanes = [0, 0]
     for batch in rows.select(["id", "source", "text"]).to_batches():
-        text = batch.column("text").cast(pa.large_string())
-        offsets = np.frombuffer(text.buffers()[1], dtype=np.int64)[text.offset : text.offset + len(text) + 1]
-        data = np.frombuffer(text.buffers()[2] or b"", dtype=np.uint8)
-        high, low = hash_spans(data, offsets[:-1], offsets[1:])
-        place = mix64(draws(1, batch.column("id")) ^ mix64(draws(2, batch.column("source")))) ^ mix64(np.diff(offsets).astype(np.uint64))
-        with np.errstate(over="ignore"):
-            for lane, half in enumerate((high, low)):
-                lanes[lane] = (lanes[lane] + int(mix64(place ^ half).sum(dtype=np.uint64))) % 2**64
+        if not batch.num_rows:
+            continue
+        text = batch.column("text")
+        offsets = np.frombuffer(text.buffers()[1], np.int64)[text.offset : text.offset + len(text) + 1]
+        data = np.frombuffer(text.buffers()[2] or b"", np.uint8)
+        halves = hash_spans(data, offsets[:-1], offsets[1:])  # 128 bits, but the same for other white space
+        place = mix64(hashes(batch.column("id")) ^ mix64(hashes(batch.column("source")))) ^ mix64(hashes(text))
+        for lane, half in enumerate(halves):
+            lanes[lane] = (lanes[lane] + int(mix64(place ^ half).sum(dtype=np.uint64))) % 2**64
     return lanes
 
 
 def mix(
-    context: Context, tables: Tables, splits: Sequence[Split], name: str, mixture: Mixture, where: str, documents: int, tokenizer: dict[str, str], recipe: str
+    context: Context,
+    tables: Tables,
+    splits: Sequence[Split],
+    name: str,
+    mixture: Mixture,
+    where: str,
+    documents: int,
+    tokenizer: dict[str, str],
+    recipe: str,
 ) -> dict[str, Any]:
     """Write one mixture; returns its manifest, which is written last."""
     given = shares(context, tables, splits, name, mixture, where, documents)
@@ -200,14 +251,18 @@ def mix(
 
 
 def _manifest(
-    folder: str, records: Sequence[Record], name: str, seed: int, given: Mapping[str, Share], tokenizer: dict[str, str], recipe: str
+    folder: str,
+    records: Sequence[Record],
+    name: str,
+    seed: int,
+    given: Mapping[str, Share],
+    tokenizer: dict[str, str],
+    recipe: str,
 ) -> dict[str, Any]:
     total = sum(share.asked for share in given.values())
     sources: dict[str, Any] = {}
     identity = []
     for source, share in sorted(given.items()):
-        if not share.asked:
-            continue
         mine = sorted((r for r in records if r.source == source and r.rows_out), key=lambda r: r.split)
         files = [_file(folder, record) for record in mine]
         held = sum(f["tokens"] for f in files)
@@ -224,9 +279,11 @@ def _manifest(
             "files": files,
         }
     digest = store.digest(identity, seed, tokenizer["digest"])
-    return {"name": name, "seed": seed, "digest": digest, "recipe": recipe, "tokenizer": tokenizer, "tokens": total, "sources": sources}
+    manifest = {"name": name, "seed": seed, "digest": digest, "recipe": recipe, "tokenizer": tokenizer}
+    return manifest | {"tokens": total, "sources": sources}
 
 
 def _file(folder: str, record: Record) -> dict[str, Any]:
     path = f"{record.source}/{record.split}.parquet"
-    return {"path": path, "documents": record.rows_out, "tokens": record.detail["tokens"], "digest": store.file_digest(f"{folder}/{path}")}
+    digest = store.file_digest(f"{folder}/{path}")
+    return {"path": path, "documents": record.rows_out, "tokens": record.detail["tokens"], "digest": digest}

@@ -1,34 +1,44 @@
-"""From a recipe to columns: which scorers a run has, which of them wait for a fit, and whether every expression can be evaluated."""
+"""From a recipe to columns: which scorers there are, which wait for a fit, and whether every expression makes sense.
+
+All that can be checked without reading documents is checked here: parameters, models, packages, SQL.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 import scorers
 from pipelines import store
 from pipelines.dedupe import FLAGS, Exact
 from pipelines.mix import Mixture
+from pipelines.near import Near
 from pipelines.recipe import MODELS, FitFastText, Recipe, RecipeError, explain, nearest
 from pipelines.score import Column
 from pipelines.select import SELECTION
-from pipelines.shards import Shard
+from pipelines.shards import Shard, type_text
 from pipelines.tables import Holdout, Struct, Tables
-from scorers.tokens import Tokens
-from sql.expressions import Expression, ExpressionError
+from sql.expressions import Expression, ExpressionError, is_number
 from trainers.fit_fasttext import FastTextParameters
+
+METHODS: dict[str, Any] = {"exact": Exact, "minhash": Near}
+
+
+PACKAGES = {"fasttext": "fasttext", "tokenizer": "tokenizers", "tokens": "tokenizers", "train": "torch"}
+EXTRAS = {"fasttext": "fasttext", "tokenizers": "tokenizer", "torch": "trainer"}
 
 
 class Plan:
     """A recipe with its parts made and checked, for one run folder.
 
     Raises:
-        RecipeError: a parameter or an expression is wrong; all mistakes that can be found without reading documents are.
+        RecipeError: a parameter is wrong, or a package is missing.
     """
 
     def __init__(self, recipe: Recipe, run: str) -> None:
@@ -38,21 +48,27 @@ class Plan:
             given["tokens"] = {"tokenizer": recipe.tokenizer}
         self.given = given
         self.fitted = {name for name, parameters in given.items() if any(_is_fit(v) for v in parameters.values())}
-        self.methods = {name: _made(f"dedupe.{name}", Exact, parameters) for name, parameters in recipe.dedupe.items()}
+        self.methods = {name: _made(f"dedupe.{name}", METHODS[name], parameters) for name, parameters in recipe.dedupe.items()}
         self.mixtures = {name: _made(f"mix.{name}", Mixture, parameters) for name, parameters in recipe.mix.items()}
         self.columns = {name: self._column(name) for name in given if name not in self.fitted}
         for name in self.fitted:
             self._check_fitted(name)
         for name, spec in recipe.fit.items():
+            _require(f"fit.{name}", spec.method)
             if isinstance(spec, FitFastText):
                 _made(f"fit.{name}.parameters", FastTextParameters, spec.parameters)
+        if recipe.train:
+            _require("train", "train")
+            if recipe.train.config:  # importing torch takes seconds
+                from trainers.pretrain import TrainConfig
+
+                _made("train.config", TrainConfig, recipe.train.config)
 
     def _column(self, name: str) -> Column:
         kind, parameters = self._parameters(name)
-        try:
-            return Column(name, f"scores/{name}", scorers.make(kind, parameters))
-        except ValidationError as error:
-            raise RecipeError("\n".join(explain(error, scorers.find(kind), f"score.{name}."))) from error
+        field = "" if name == "tokens" and self.recipe.tokenizer else f"score.{name}."
+        _require(field.rstrip(".") or "tokenizer", kind)
+        return Column(name, f"scores/{name}", _made(field.rstrip("."), scorers.find(kind), parameters))
 
     def _parameters(self, name: str) -> tuple[str, dict[str, Any]]:
         parameters = {k: self._model_path(v) for k, v in self.given[name].items() if k != "scorer"}
@@ -63,6 +79,7 @@ class Plan:
 
     def _check_fitted(self, name: str) -> None:
         kind, parameters = self._parameters(name)
+        _require(f"score.{name}", kind)
         fields = scorers.find(kind).model_fields
         for key in parameters:
             if key not in fields:
@@ -81,34 +98,41 @@ class Plan:
         return Tables(self.run, self.recipe.text, self.recipe.admission, self.recipe.seed, dict(raw), {}, holdout)
 
     def check(self, shards: list[Shard]) -> None:
-        """Evaluate every expression on no documents, with the columns it will find; one shard's footer per source is read.
+        """Evaluate every expression on no documents, with the columns it will find.
+
+        Reads one shard's footer per source, and all footers before it says that a column is missing.
 
         Raises:
             RecipeError: naming field, expression and what DuckDB proposes instead.
         """
-        raw = _footers(shards)
-        known = dict(self.tables(shards, raw).structs)
-        known |= {name: Struct("", column.scorer.fields(), "") for name, column in self.columns.items()}
+        try:
+            self._check(shards, _footers(shards, all_of_them=False))
+        except RecipeError:
+            self._check(shards, _footers(shards, all_of_them=True))
+
+    def _check(self, shards: list[Shard], raw: Mapping[str, str]) -> None:
+        known = {name: Struct("", column.scorer.fields(), "") for name, column in self.columns.items()}
         first = self._with(shards, raw, known)
+        first = first.remove(first.get_field_index("holdout"))  # clusters decide who is held out
         for name, method in self.methods.items():
-            _check(f"dedupe.{name}.prefer", method.prefer, first)
+            _check(f"dedupe.{name}.prefer", method.prefer, first, is_number, "a number")
         known |= {name: Struct("", FLAGS, "") for name in self.methods}
         middle = self._with(shards, raw, known)
         for name, spec in self.recipe.fit.items():
             for field in ("where", "positives", "negatives"):
                 if hasattr(spec, field):
-                    _check(f"fit.{name}.{field}", getattr(spec, field), middle, boolean=True)
+                    _check(f"fit.{name}.{field}", getattr(spec, field), middle)
         for name in self.fitted:
             kind, parameters = self._parameters(name)
             known[name] = Struct("", scorers.find(kind).model_construct(**parameters).fields(), "")
         late = self._with(shards, raw, known)
         for name, text in self.recipe.select.items():
-            _check(f"select.{name}", text, late, boolean=True)
+            _check(f"select.{name}", text, late, quantiles=True)
         if self.recipe.holdout:
-            _check("holdout.where", self.recipe.holdout.where, late, boolean=True)
+            _check("holdout.where", self.recipe.holdout.where, late)
         last = self._with(shards, raw, known | {"selection": Struct("", SELECTION, "")})
         for name, mixture in self.mixtures.items():
-            _check(f"mix.{name}.where", mixture.where, last, boolean=True)
+            _check(f"mix.{name}.where", mixture.where, last)
             _check_weights(name, mixture, self.recipe.sources)
 
     def _with(self, shards: list[Shard], raw: Mapping[str, str], structs: dict[str, Struct]) -> pa.Schema:
@@ -120,20 +144,39 @@ def _is_fit(value: Any) -> bool:
     return isinstance(value, str) and value.startswith(MODELS)
 
 
-def _made(field: str, kind: type, parameters: dict[str, Any]) -> Any:
+def _made(field: str, kind: type[BaseModel], parameters: dict[str, Any]) -> Any:
     try:
         return kind(**parameters)
     except ValidationError as error:
-        raise RecipeError("\n".join(explain(error, kind, f"{field}."))) from error
+        lines = explain(error, kind, parameters, f"{field}." if field else "")
+        raise RecipeError("\n".join(line.replace(".: ", ": ", 1) for line in lines)) from error
 
 
-def _check(field: str, text: str, schema: pa.Schema, boolean: bool = False) -> None:
+def _require(field: str, kind: str) -> None:
+    """Raises RecipeError: the package that a scorer, a fit or the trainer needs is not installed."""
+    package = PACKAGES.get(kind)
+    if package and importlib.util.find_spec(package) is None:
+        extra = EXTRAS[package]
+        raise RecipeError(f"{field}: needs the package {package}; pip install 'corpusmill[{extra}]'")
+
+
+def _check(
+    field: str,
+    text: str,
+    schema: pa.Schema,
+    kind: Callable[[pa.DataType], bool] = pa.types.is_boolean,
+    expected: str = "true or false",
+    quantiles: bool = False,
+) -> None:
     try:
-        kind = Expression(text).check(schema)
+        expression = Expression(text)
+        found = expression.check(schema)
     except ExpressionError as error:
         raise RecipeError(f"{field}: {error}") from error
-    if boolean and not pa.types.is_boolean(kind):
-        raise RecipeError(f"{field}: {text!r} is {kind}, expected true or false; compare it with something")
+    if expression.quantiles and not quantiles:
+        raise RecipeError(f"{field}: {text!r} asks for a quantile, which only conditions under `select` can")
+    if not kind(found):
+        raise RecipeError(f"{field}: {text!r} is {found}, expected {expected}")
 
 
 def _check_weights(name: str, mixture: Mixture, sources: Mapping[str, Any]) -> None:
@@ -143,8 +186,8 @@ def _check_weights(name: str, mixture: Mixture, sources: Mapping[str, Any]) -> N
                 raise RecipeError(f"mix.{name}.weights: no source {source!r}{nearest(source, sources)}")
 
 
-def _footers(shards: list[Shard]) -> dict[str, str]:
-    """Columns of the first shard of each source that can be opened."""
+def _footers(shards: Iterable[Shard], all_of_them: bool) -> dict[str, str]:
+    """Columns of the shards that can be opened: of all, or of the first of each source."""
     columns: dict[str, str] = {}
     done: set[str] = set()
     for shard in shards:
@@ -152,10 +195,12 @@ def _footers(shards: list[Shard]) -> dict[str, str]:
             continue
         try:
             with store.open_read(shard.path) as file:
-                columns |= {f.name: str(f.type) for f in pq.read_schema(file)}
-            done.add(shard.source)
-        except (OSError, pa.ArrowException):
+                found = {f.name: type_text(f.type) for f in pq.read_schema(file)}
+        except (OSError, ValueError, pa.ArrowException):
             continue  # the scan will name it
+        columns |= {name: kind for name, kind in found.items() if kind != "null" or name not in columns}
+        if not all_of_them:
+            done.add(shard.source)
     return columns
 
 

@@ -1,6 +1,6 @@
 """Progress: workers append a line per finished split below the run folder; the launcher follows the lines.
 
-Plain files work with every runner that shares the run folder; a remote run folder shows the engine's own progress instead.
+Plain files work with every runner that shares the run folder; for a remote one see the engine's own progress.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def report(run: str, step: str, split: Split, documents: int, size: int) -> None
         return
     folder = _folder(run)
     folder.mkdir(parents=True, exist_ok=True)
-    line = json.dumps({"step": step, "split": f"{split.source}/{split.name}", "documents": documents, "bytes": size, "at": time.time()})
+    item = {"step": step, "split": f"{split.source}/{split.name}", "documents": documents, "bytes": size}
+    line = json.dumps({**item, "at": time.time()})
     with (folder / f"{os.getpid()}.jsonl").open("a") as file:
         file.write(line + "\n")
 
@@ -62,15 +63,16 @@ def follow(run: str, label: str, splits: int) -> Iterator[None]:
 
 @contextmanager
 def shown(tasks: Mapping[str, Callable[[], tuple[float, str]]]) -> Iterator[None]:
-    """Bars on standard error for tasks that tell (share done, words); without a terminal, a line when they end and each minute.
+    """Bars on standard error for tasks that tell (share done, words). `tasks` may grow while the body runs.
 
-    `tasks` may grow while the body runs.
+    Without a terminal: a line when they end, and each minute.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description:<26}"), BarColumn(24), TextColumn("{task.fields[words]}"), TimeElapsedColumn(), TimeRemainingColumn())
+    label, words_ = TextColumn("{task.description:<26}"), TextColumn("{task.fields[words]}")
+    columns = (label, BarColumn(24), words_, TimeElapsedColumn(), TimeRemainingColumn())
     bars: dict[str, TaskID] = {}
     done, started, said = threading.Event(), time.time(), time.time()
 

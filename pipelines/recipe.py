@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,6 +15,9 @@ import scorers
 from pipelines.reading import Admission
 
 MODELS = "fit:"  # `fit:name` as a path means the model that the recipe's fit step of that name makes
+METHODS = ("exact", "minhash")  # of dedupe
+HELDOUT = "heldout"  # the mixture of the documents held out
+OWN = ("source", "shard", "row", "id", "bytes", "characters", "draw", "holdout", "selection")  # of every document
 
 
 class RecipeError(ValueError):
@@ -34,7 +38,7 @@ class FitTokenizer(_Strict):
 
 
 class FitFastText(_Strict):
-    """A fastText classifier of documents where `positives` holds against a random draw of those where `negatives` holds."""
+    """A fastText classifier: documents where `positives` holds against a random draw where `negatives` holds."""
 
     method: Literal["fasttext"]
     positives: str
@@ -44,7 +48,7 @@ class FitFastText(_Strict):
 
 
 class HoldoutSpec(_Strict):
-    """Documents that no fit and no mixture sees: `share` of the clusters of one dedupe method, then those where `where` holds."""
+    """Documents that no fit and no mixture sees: `share` of the clusters of a dedupe method. Loss is measured `where`."""
 
     share: float = Field(gt=0, lt=1)
     clusters: str = "exact"
@@ -52,7 +56,7 @@ class HoldoutSpec(_Strict):
 
 
 class Training(_Strict):
-    """One model per mixture and seed, all with the same `config` (see trainers.pretrain), measured on the held-out documents."""
+    """One model per mixture and seed, all with one `config` (see trainers.pretrain), measured on held-out documents."""
 
     mixtures: list[str] = Field(min_length=1)
     seeds: list[int] = Field([0, 1, 2], min_length=1)
@@ -60,14 +64,14 @@ class Training(_Strict):
 
 
 class Recipe(_Strict):
-    """A whole recipe. `sources`: name -> glob or globs of Parquet shards. The rest is described by each part's own class."""
+    """A whole recipe. `sources`: name -> glob or globs of Parquet shards. Each part is described by its own class."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     seed: int = 0
     sources: dict[str, str | list[str]] = Field(min_length=1)
     text: str = "text"
     admission: Admission = Admission()
-    quarantine: float = Field(0.0, ge=0, le=1, description="share of shards that may be unreadable before the run exits 3")
+    quarantine: float = Field(0.0, ge=0, le=1, description="share of shards that may be unreadable; above it, exit 3")
     score: dict[str, dict[str, Any]] = {}
     dedupe: dict[str, dict[str, Any]] = {}
     holdout: HoldoutSpec | None = None
@@ -89,37 +93,77 @@ class Recipe(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
+        mistakes = [*self._names(), *self._references(), *self._models()]
+        if mistakes:
+            raise ValueError("\n".join(mistakes))
+        return self
+
+    def _names(self) -> Iterator[str]:
+        """Names become folders, and those of scorers SQL columns, where upper and lower case are the same."""
+        for part in ("sources", "score", "fit", "mix"):
+            for name in getattr(self, part):
+                if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+                    yield f"{part}: {name!r} cannot be a name; use letters, digits, '_', '-' and '.'"
+        if self.text.lower() in OWN:
+            yield f"text: {self.text!r} is a column that corpusmill adds itself; documents cannot stand there"
+        taken = {*OWN, self.text.lower(), *self.dedupe, *(["tokens"] if self.tokenizer else [])}
+        for name in self.score:
+            if name.lower() in taken:
+                yield f"score: {name!r} is the name of another column; choose one and give `scorer`"
+            taken.add(name.lower())
+        for part, name in (("mix", HELDOUT), ("select", "holdout")):
+            if name in getattr(self, part):
+                yield f"{part}: {name!r} means the documents held out; choose another name"
+
+    def _references(self) -> Iterator[str]:
         for name, given in self.score.items():
             kind = given.get("scorer", name)
             if kind not in scorers.names():
-                raise ValueError(f"score.{name}: no scorer {kind!r}{nearest(kind, scorers.names())}")
+                yield f"score.{name}: no scorer {kind!r}{nearest(kind, scorers.names())}"
         for name in self.dedupe:
-            if name not in ("exact",):
-                raise ValueError(f"dedupe.{name}: no such method{nearest(name, ['exact'])}")
+            if name not in METHODS:
+                yield f"dedupe.{name}: no such method{nearest(name, METHODS)}"
         if self.holdout and self.holdout.clusters not in self.dedupe:
-            raise ValueError(f"holdout.clusters: {self.holdout.clusters!r} is not under dedupe{nearest(self.holdout.clusters, self.dedupe)}")
+            clusters = self.holdout.clusters
+            yield f"holdout.clusters: {clusters!r} is not under dedupe{nearest(clusters, self.dedupe)}"
         if self.mix and self.tokenizer is None:
-            raise ValueError("tokenizer: mixtures are weighed in tokens; give a tokenizer.json, a folder with one, or fit:NAME")
-        self._check_models()
-        if self.train:
-            for name in self.train.mixtures:
-                if name not in self.mix:
-                    raise ValueError(f"train.mixtures: {name!r} is not under mix{nearest(name, self.mix)}")
-        return self
+            yield "tokenizer: mixtures are weighed in tokens; give a tokenizer.json, a folder with one, or fit:NAME"
+        for name in self.train.mixtures if self.train else ():
+            if name not in self.mix:
+                yield f"train.mixtures: {name!r} is not under mix{nearest(name, self.mix)}"
 
-    def _check_models(self) -> None:
-        named = [("tokenizer", self.tokenizer)] if self.tokenizer else []
-        named += [(f"score.{n}.{key}", value) for n, given in self.score.items() for key, value in given.items()]
-        for field, value in named:
-            if isinstance(value, str) and value.startswith(MODELS) and value.removeprefix(MODELS) not in self.fit:
-                raise ValueError(f"{field}: {value!r} is not under fit{nearest(value.removeprefix(MODELS), self.fit)}")
+    def _models(self) -> Iterator[str]:
+        """Every `fit:NAME` names a fit step that makes what is wanted."""
+        named = [("tokenizer", self.tokenizer, "tokenizer")] if self.tokenizer else []
+        for name, given in self.score.items():
+            made = {"tokens": "tokenizer", "fasttext": "fasttext"}.get(given.get("scorer", name))
+            named += [(f"score.{name}.{key}", value, made) for key, value in given.items()]
+        for field, value, wanted in named:
+            if not isinstance(value, str) or not value.startswith(MODELS):
+                continue
+            fit = value.removeprefix(MODELS)
+            if fit not in self.fit:
+                yield f"{field}: {value!r} is not under fit{nearest(fit, self.fit)}"
+            elif wanted and self.fit[fit].method != wanted:
+                yield f"{field}: {value!r} has the method {self.fit[fit].method!r}, expected {wanted!r}"
 
 
-def nearest(name: str, known: Any) -> str:
+def nearest(name: Any, known: Any) -> str:
     """`; did you mean 'x'?`, or what there is to choose from."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, 1)
+    known = [str(k) for k in known]
+    near = difflib.get_close_matches(str(name), known, 1)
     return f"; did you mean {near[0]!r}?" if near else f"; there is {', '.join(known) or 'none'}"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose keys may not stand twice: of two conditions of one name, one would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def load(path: str) -> Recipe:
@@ -133,14 +177,19 @@ def load(path: str) -> Recipe:
     if not file.is_file() and file.name == path and bundled.is_file():
         file = bundled
     if not file.is_file():
-        raise RecipeError(f"no recipe at {path}; bundled ones: {', '.join(sorted(p.stem for p in bundled.parent.glob('*.yaml')))}")
+        there = sorted(p.stem for p in bundled.parent.glob("*.yaml"))
+        raise RecipeError(f"no recipe at {path}; bundled: {', '.join(there)}{_meant(path, there)}")
     try:
-        given = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
+        given = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{file} is not YAML: {error}") from error
     if not isinstance(given, dict):
         raise RecipeError(f"{file}: a recipe is a mapping with name, sources, …; found {type(given).__name__}")
     return parse(given, str(file))
+
+
+def _meant(name: str, known: list[str]) -> str:
+    return nearest(name, known) if difflib.get_close_matches(name, known, 1) else ""
 
 
 def parse(given: Mapping[str, Any], where: str = "recipe") -> Recipe:
@@ -148,31 +197,65 @@ def parse(given: Mapping[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(given)
     except ValidationError as error:
-        raise RecipeError("\n".join(f"{where}: {line}" for line in explain(error, Recipe))) from error
+        raise RecipeError("\n".join(f"{where}: {line}" for line in explain(error, Recipe, given))) from error
 
 
-def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
-    """One line per mistake: field, what is wrong, what was given, nearest valid name."""
-    lines = []
+def explain(error: ValidationError, model: type[BaseModel], given: Any, prefix: str = "") -> list[str]:
+    """One line per mistake: field, what is wrong, what was given, nearest valid name.
+
+    Args:
+        given: what was checked against the model; tells the keys in pydantic's locations from its own additions.
+    """
+    found: dict[str, list[str]] = {}
     for item in error.errors():
-        field = prefix + ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            known = _fields(model, item["loc"][:-1])
-            lines.append(f"{field}: no such key{nearest(str(item['loc'][-1]), known)}")
-        else:
-            text = item["msg"].removeprefix("Value error, ")
-            given = "" if item["type"] in ("value_error", "missing") else f" (given: {item['input']!r})"
-            lines.append(f"{field}: {text}{given}" if field else f"{text}{given}")
-    return lines
+        field = prefix + ".".join(_keys(item, given))
+        for text in _complaint(item, model).splitlines():
+            found.setdefault(field, []).append(text) if field else found.setdefault(text, [])
+    return [f"{field}: {' or '.join(dict.fromkeys(texts))}" if texts else field for field, texts in found.items()]
+
+
+def _complaint(item: Any, model: type[BaseModel]) -> str:
+    context = item.get("ctx", {})
+    if item["type"] == "extra_forbidden":
+        return f"no such key{nearest(item['loc'][-1], _fields(model, item['loc'][:-1]))}"
+    if item["type"] == "missing":
+        return "must be given"
+    text = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error":
+        return text
+    shown = repr(item["input"])
+    near = ""
+    if item["type"] in ("literal_error", "union_tag_invalid"):
+        known = re.findall(r"'([^']*)'", context.get("expected") or context.get("expected_tags", ""))
+        shown = repr(context.get("tag", item["input"]))
+        near = _meant(str(context.get("tag", item["input"])), known)
+        text = f"expected {' or '.join(map(repr, known))}"
+    return f"{text} (given: {shown if len(shown) < 100 else shown[:97] + '...'}){near}"
+
+
+def _keys(item: Any, given: Any) -> Iterator[str]:
+    """The part of an error's location that is in what was given; between, pydantic names branches of unions."""
+    for i, part in enumerate(item["loc"]):
+        if (isinstance(given, Mapping) and part in given) or (isinstance(given, list) and isinstance(part, int)):
+            given = given[part]
+        elif not (item["type"] == "missing" and i == len(item["loc"]) - 1):
+            continue
+        yield str(part)
 
 
 def _fields(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    """Names of the fields at a place of a model; what cannot be followed gives those of the model itself."""
-    known: Any = model
+    """Names of the fields that a model has at a place within it."""
+    models = [model]
     for part in location:
-        annotation = known.model_fields[part].annotation if isinstance(known, type) and part in getattr(known, "model_fields", {}) else None
-        choices = getattr(annotation, "__args__", ()) or (annotation,)
-        models = [c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)]
-        if models:
-            known = models[0]
-    return list(known.model_fields)
+        fields = [m.model_fields[part] for m in models if part in m.model_fields]
+        inner = [m for field in fields for m in _models_in(field.annotation)]
+        methods = [(m, m.model_fields["method"].annotation) for m in models if "method" in m.model_fields]
+        models = inner or [m for m, method in methods if part in get_args(method)] or models
+    return list(dict.fromkeys(name for m in models for name in m.model_fields))
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)

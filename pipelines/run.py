@@ -1,6 +1,7 @@
 """A whole run: the steps of a recipe in their order, each computing only what is missing or has changed.
 
-    scan -> score (index, scorers, signatures) -> dedupe -> fit -> score (fitted scorers, tokens) -> select -> mix -> train -> report
+scan -> score (index, scorers, signatures) -> dedupe -> fit -> score (fitted scorers, tokens)
+         -> select -> mix -> train -> report
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pipelines import engine, ledger, shards, store
 from pipelines.dedupe import exact
 from pipelines.fit import fit
 from pipelines.mix import mix
+from pipelines.near import near
 from pipelines.plan import Plan
 from pipelines.recipe import Recipe, RecipeError
 from pipelines.score import Column, Pass, ScoreSplit
@@ -28,12 +30,13 @@ from pipelines.steps import Context
 from pipelines.tables import Struct, Tables
 
 log = logging.getLogger("corpusmill")
+DEDUPE: dict[str, Any] = {"exact": exact, "minhash": near}
 STEPS = ("score", "dedupe", "fit", "select", "mix", "train", "report")
 HELDOUT = "heldout"
 
 
 class Run:
-    """One run of a recipe in one folder. Call `start`, then the steps in order; each leaves its sidecars and its ledger."""
+    """One run of a recipe in one folder. Call `start`, then the steps in order; each leaves sidecars and its ledger."""
 
     def __init__(self, recipe: Recipe, folder: str, options: Sequence[str] = (), workers: int = 1) -> None:
         self.recipe, self.folder = recipe, folder
@@ -75,12 +78,25 @@ class Run:
     def _scan(self, found: list[Shard]) -> None:
         path = f"{self.folder}/shards.json"
         held = {(s.path, s.size, s.modified): s for s in shards.from_json(store.read_json(path) or [])}
-        known = [replace(held[key], source=s.source, name=s.name) for s in found if (key := (s.path, s.size, s.modified)) in held]
+        known = [
+            replace(held[key], source=s.source, name=s.name)
+            for s in found
+            if (key := (s.path, s.size, s.modified)) in held
+        ]
         names = {(s.source, s.name) for s in known}
         new = [s for s in found if (s.source, s.name) not in names]
         if new:
             text = self.recipe.text
-            items = self.context.graph("scan", lambda p: p | "Shards" >> engine.deal(new, [s.size + 1 for s in new], self.context.workers) | beam.Map(_scan, text), len(new), len(new))
+            items = self.context.graph(
+                "scan",
+                lambda p: (
+                    p
+                    | "Shards" >> engine.deal(new, [s.size + 1 for s in new], self.context.workers)
+                    | beam.Map(_scan, text)
+                ),
+                len(new),
+                len(new),
+            )
             if len(items) != len(new):
                 raise ledger.LedgerError(f"scan: {len(new)} shards were sent and {len(items)} came back; run again")
             known += shards.from_json(items)
@@ -111,7 +127,7 @@ class Run:
 
     def dedupe(self) -> None:
         for name, method in self.plan.methods.items():
-            struct, _ = exact(self.context, self.tables, self.splits, method, self.documents)
+            struct, _ = DEDUPE[name](self.context, self.tables, self.splits, method, self.documents)
             self.tables = replace(self.tables, structs={**self.tables.structs, name: struct})
 
     def fit(self) -> None:
@@ -132,7 +148,10 @@ class Run:
         """Every mixture of the recipe, and the held-out documents as one more."""
         tokenizer = self.plan.tokenizer()
         file = f"{tokenizer}/tokenizer.json" if Path(tokenizer).is_dir() else tokenizer
-        described = {"path": _relative(str(Path(file).parent), f"{self.folder}/mixtures/x"), "digest": store.file_digest(file)}
+        described = {
+            "path": _relative(str(Path(file).parent), f"{self.folder}/mixtures/x"),
+            "digest": store.file_digest(file),
+        }
         wanted = {n: (m, f"({m.where}) AND NOT selection.holdout") for n, m in self.plan.mixtures.items()}
         if self.recipe.holdout:
             from pipelines.mix import Mixture
@@ -183,8 +202,10 @@ def _relative(path: str, start: str) -> str:
     return path if store.is_remote(path) else os.path.relpath(Path(path).resolve(), Path(start).resolve())
 
 
-def run(recipe: Recipe, folder: str, options: Sequence[str] = (), workers: int = 1, until: str = "report") -> dict[str, Any]:
-    """Run a recipe up to a step (all of it by default) and return the summary, which is also written to RUN/summary.json."""
+def run(
+    recipe: Recipe, folder: str, options: Sequence[str] = (), workers: int = 1, until: str = "report"
+) -> dict[str, Any]:
+    """Run a recipe up to a step (all of it by default) and return the summary, also written to RUN/summary.json."""
     from pipelines.summary import summarise
 
     job = Run(recipe, folder, options, workers)

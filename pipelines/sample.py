@@ -20,9 +20,15 @@ from pipelines.thresholds import Statistic
 from sql.expressions import Expression, evaluate
 
 
+class SampleError(ValueError):
+    """A sample that the documents cannot give."""
+
+    exit_code = 2
+
+
 @dataclass(frozen=True)
 class Sample:
-    """The documents to draw: those where `where` holds, none held out, in order of draw until `total` of `weight` is spent."""
+    """The documents to draw: those where `where` holds, none held out, by draw until `total` of `weight` is reached."""
 
     name: str
     where: str = "true"
@@ -47,21 +53,26 @@ class Draw:
         chosen = evaluate({"chosen": f"coalesce({self.sample.condition()}, false)"}, table).column("chosen")
         chosen = pc.and_(chosen, pc.less_equal(table.column("draw"), pa.scalar(self.cut, pa.uint64())))
         rows = table.filter(chosen)
-        kept = pa.table({name: rows.column(column) for name, column in (("row", "row"), ("id", "id"), ("draw", "draw"), ("text", text))})
+        kept = rows.select(["row", "id", "draw", text])
         dropped = {"not drawn": table.num_rows - kept.num_rows} if table.num_rows > kept.num_rows else {}
         return kept, Record.of("", split, table.num_rows, kept.num_rows, dropped=dropped)
 
 
 def draw(context: Context, tables: Tables, splits: Sequence[Split], sample: Sample, documents: int) -> pa.Table:
-    """The sample as one table (row, id, draw, text), ordered by draw and id; it is held in memory, so keep `total` bounded."""
+    """The sample as one table (row, id, draw, text), in order of draw, id and text; held in memory, so bound `total`.
+
+    Raises:
+        SampleError: no document satisfies `where`.
+    """
     statistic = Statistic(sample.name, "draw", total=sample.total, where=sample.condition(), weight=sample.weight)
     cut = remembered(context, tables, splits, [statistic], documents)[sample.name].value
     if cut is None:
-        raise LookupError(f"sample {sample.name!r}: no document satisfies {sample.where!r}")
+        raise SampleError(f"sample {sample.name!r}: no document satisfies {sample.where!r} and is not held out")
     folder = f"{context.run}/samples/{sample.name}"
     names = {"draw", "holdout", *Expression(sample.where).names}
     base = store.digest(repr(sample), cut, tables.base(names), code_digest(__name__))
     step = MapSplit(context.run, f"sample:{sample.name}", folder, base, Draw(tables, sample, int(cut)))
     context.run_splits(f"sample {sample.name}", splits, beam.ParDo(step))
     parts = pa.concat_tables([store.read_table(s.sidecar(folder)) for s in splits])
-    return parts.take(pc.sort_indices(parts, sort_keys=[("draw", "ascending"), ("id", "ascending")])).combine_chunks()
+    order = [("draw", "ascending"), ("id", "ascending"), (tables.text, "ascending")]  # one id may have two texts
+    return parts.take(pc.sort_indices(parts, sort_keys=order)).combine_chunks()

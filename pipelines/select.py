@@ -32,20 +32,25 @@ SELECTION = pa.struct(
 )
 
 
-def quantiles(context: Context, tables: Tables, splits: Sequence[Split], conditions: Mapping[str, str], documents: int) -> dict[Quantile, float | None]:
-    """The value of every quantile that the conditions ask for, over all documents. Kept in the run folder by what it depends on."""
+def quantiles(
+    context: Context, tables: Tables, splits: Sequence[Split], conditions: Mapping[str, str], documents: int
+) -> dict[Quantile, float | None]:
+    """The value of every quantile that the conditions ask for, over all documents; kept by what it depends on."""
     asked = list(dict.fromkeys(q for text in conditions.values() for q in Expression(text).quantiles))
     statistics = [Statistic(f"{q.value} @ {q.share}", q.value, share=q.share) for q in asked]
     found = remembered(context, tables, splits, statistics, documents)
     return {q: found[s.name].value for q, s in zip(asked, statistics, strict=True)}
 
 
-def remembered(context: Context, tables: Tables, splits: Sequence[Split], statistics: Sequence[Statistic], documents: int) -> dict[str, Found]:
-    """`thresholds.find`, with results kept under a digest of their inputs, so that a rerun does not read the scores again."""
+def remembered(
+    context: Context, tables: Tables, splits: Sequence[Split], statistics: Sequence[Statistic], documents: int
+) -> dict[str, Found]:
+    """`thresholds.find`, kept under a digest of what it depends on, so that a rerun does not read the scores again."""
     if not statistics:
         return {}
-    names = set().union(*(s.names() for s in statistics))
-    key = store.digest([repr(s) for s in statistics], tables.base(names), sorted(s.identity() for s in splits), code_digest("pipelines.thresholds"))
+    asked = [repr(s) for s in statistics]
+    base = tables.base(set().union(*(s.names() for s in statistics)))
+    key = store.digest(asked, base, sorted(s.identity() for s in splits), code_digest("pipelines.thresholds"))
     path = f"{context.run}/thresholds/{key}.json"
     held = store.read_json(path)
     if held is None:
@@ -66,22 +71,33 @@ class Select:
         names = set().union(*(Expression(text).names for text in self.conditions.values()))
         table = self.tables.load(split, {"draw", "holdout", *names})
         n = table.num_rows
-        reason = np.full(n, None, dtype=object)
+        held = table.column("holdout").to_numpy()
+        names = [*self.conditions, "holdout"]
+        failed = np.full(n, len(names), np.int16)  # place in `names` of what refused the document; beyond them, nothing did
         if self.conditions:
             passed = evaluate({name: f"coalesce({text}, false)" for name, text in self.conditions.items()}, table)
-            for name in reversed(list(self.conditions)):
-                reason[~passed.column(name).to_numpy()] = name
-        held = table.column("holdout").to_numpy()
-        reason[held] = "holdout"
-        reasons = pa.array(reason, pa.string())
-        struct = pa.StructArray.from_arrays([reasons.is_null(), reasons, pa.array(held), table.column("draw").combine_chunks()], fields=list(SELECTION))
-        counts = pc.value_counts(reasons.drop_null())
-        dropped = dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True))
-        record = Record.of("select", split, n, n - sum(dropped.values()), dropped=dropped, bytes=pc.sum(table.column("bytes")).as_py() or 0)
+            for i, column in reversed(list(enumerate(passed.columns))):
+                failed[~column.to_numpy()] = i
+        failed[held] = len(names) - 1
+        kept = failed == len(names)
+        places = pa.array(np.where(kept, 0, failed), mask=kept)
+        reasons = pa.DictionaryArray.from_arrays(places, pa.array(names)).cast(pa.string())
+        parts = [pa.array(kept), reasons, pa.array(held), table.column("draw").combine_chunks()]
+        struct = pa.StructArray.from_arrays(parts, fields=list(SELECTION))
+        counts = np.bincount(failed, minlength=len(names))
+        dropped = {name: int(count) for name, count in zip(names, counts[: len(names)], strict=True) if count}
+        size = pc.sum(table.column("bytes")).as_py() or 0
+        record = Record.of("select", split, n, int(kept.sum()), dropped=dropped, bytes=size)
         return pa.table([table.column("row"), table.column("id"), struct], names=["row", "id", "selection"]), record
 
 
-def select(context: Context, tables: Tables, splits: Sequence[Split], conditions: Mapping[str, str], values: Mapping[Quantile, float | None]) -> tuple[Struct, list[Record]]:
+def select(
+    context: Context,
+    tables: Tables,
+    splits: Sequence[Split],
+    conditions: Mapping[str, str],
+    values: Mapping[Quantile, float | None],
+) -> tuple[Struct, list[Record]]:
     """Write the selection of all splits; returns the new column and the step's records."""
     resolved = {name: Expression(text).resolved(values) for name, text in conditions.items()}
     names = {"draw", "holdout"}.union(*(Expression(text).names for text in conditions.values()))

@@ -15,7 +15,14 @@ import pyarrow.parquet as pq
 from pipelines import store
 
 SPLIT_BYTES = 64 << 20
-TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+IS_TEXT = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_string_view,
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_binary_view,
+)
 
 
 @dataclass(frozen=True)
@@ -76,15 +83,20 @@ def expand(sources: dict[str, str | list[str]]) -> list[Shard]:
             found = _match(pattern)
             if not found:
                 raise ValueError(f"sources.{source}: no file matches {pattern!r}")
-            fixed = glob.escape(pattern) == pattern and pattern or pattern[: min(map(pattern.index, set(pattern) & set("*?[")))]
-            root = fixed[: fixed.rfind("/") + 1]
+            root = _root(pattern)
             for path, size, modified in found:
                 name = path[len(root) :].removesuffix(".parquet")
-                shard = Shard(source, name, path, size, modified)
-                other = shards.setdefault((source, name), shard)
+                other = shards.setdefault((source, name), Shard(source, name, path, size, modified))
                 if other.path != path:
-                    raise ValueError(f"sources.{source}: {other.path} and {path} would both be shard {name!r}; give each its own source")
+                    both = f"{other.path} and {path} would both be shard {name!r}"
+                    raise ValueError(f"sources.{source}: {both}; give each its own source")
     return [shards[key] for key in sorted(shards)]
+
+
+def _root(pattern: str) -> str:
+    """The folder above the first wildcard of a glob, with its slash; empty if there is none."""
+    fixed = pattern[: min((pattern.index(c) for c in "*?[" if c in pattern), default=len(pattern))]
+    return fixed[: fixed.rfind("/") + 1]
 
 
 def _match(pattern: str) -> list[tuple[str, int, int]]:
@@ -103,23 +115,61 @@ def scan(shard: Shard, text: str) -> Shard:
         with store.open_read(shard.path) as file:
             parquet = pq.ParquetFile(file)
             schema, metadata = parquet.schema_arrow, parquet.metadata
-            if text not in schema.names:
-                raise ValueError(f"no column {text!r}; there are {', '.join(schema.names) or 'none'}")
-            kind = schema.field(text).type
-            if pa.types.is_dictionary(kind):
-                kind = kind.value_type
-            if not (any(is_text(kind) for is_text in TEXT_TYPES) or pa.types.is_string_view(kind)):
-                raise ValueError(f"column {text!r} is {kind}, not text")
+            _check_columns(schema, text)
             groups = tuple(_group(metadata.row_group(g), text) for g in range(metadata.num_row_groups))
-            columns = tuple((f.name, str(f.type)) for f in schema)
+            columns = tuple((f.name, type_text(f.type)) for f in schema)
         return _replace(shard, digest=store.file_digest(shard.path), columns=columns, groups=groups)
     except (OSError, ValueError, pa.ArrowException) as error:
         return _replace(shard, cause=f"{type(error).__name__}: {error}".split("\n")[0])
 
 
+def _check_columns(schema: pa.Schema, text: str) -> None:
+    """Raises ValueError: a column is missing, of a wrong type, or there are several of one name."""
+    names = schema.names
+    if text not in names:
+        raise ValueError(f"no column {text!r}; there are {', '.join(names) or 'none'}")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"several columns are named {', '.join(map(repr, twice))}")
+    if not is_text(plain := _plain(schema.field(text).type)):
+        raise ValueError(f"column {text!r} is {plain}, not text")
+    if "id" in names and not is_text(plain := _plain(schema.field("id").type)):
+        try:
+            pa.nulls(0, plain).cast(pa.large_string())
+        except pa.ArrowException:
+            raise ValueError(f"column 'id' is {plain}, neither text nor a number") from None
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a type can hold documents."""
+    return any(test(kind) for test in IS_TEXT)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def type_text(kind: pa.DataType) -> str:
+    """A type as text: Arrow's short name, or for nested types, which have none, their serialized schema in hex."""
+    try:
+        if pa.type_for_alias(str(kind)) == kind:
+            return str(kind)
+    except ValueError:
+        pass
+    return pa.schema([pa.field("", kind)]).serialize().hex()
+
+
+def type_of(text: str) -> pa.DataType:
+    """The type that `type_text` wrote."""
+    try:
+        return pa.type_for_alias(text)
+    except ValueError:
+        return pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(text))).field(0).type
+
+
 def _group(group: Any, text: str) -> tuple[int, int]:
     columns = (group.column(i) for i in range(group.num_columns))
-    size = sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == text)
+    size = sum(c.total_uncompressed_size for c in columns if f"{c.path_in_schema}.".startswith(f"{text}."))
     return group.num_rows, size
 
 
@@ -149,8 +199,11 @@ def splits(shards: Iterable[Shard]) -> list[Split]:
     return result
 
 
-def schema_of(shards: Iterable[Shard]) -> dict[str, tuple[str, str]]:
-    """Union of the shards' columns: name -> (type, path of a shard that has it).
+def schema_of(shards: Iterable[Shard], text: str = "text") -> dict[str, tuple[str, str]]:
+    """Union of the shards' columns: name -> (type as `type_text` has it, path of a shard that has it).
+
+    Text and id may be of any type of text, since they are cast when read. A column without values (Arrow's null type)
+    agrees with every other.
 
     Raises:
         ValueError: two shards hold different types under one name; both are named.
@@ -158,11 +211,28 @@ def schema_of(shards: Iterable[Shard]) -> dict[str, tuple[str, str]]:
     union: dict[str, tuple[str, str]] = {}
     for shard in shards:
         for name, kind in shard.columns:
-            plain = kind.replace("large_", "").replace("string_view", "string")
-            first, path = union.setdefault(name, (plain, shard.path))
-            if first != plain:
-                raise ValueError(f"column {name!r} is {first} in {path} but {plain} in {shard.path}; make the shards agree")
+            first, path = union.setdefault(name, (kind, shard.path))
+            if kind == first or kind == "null":
+                continue
+            if first == "null":
+                union[name] = (kind, shard.path)
+            elif name not in (text, "id") and _essence(type_of(first)) != _essence(type_of(kind)):
+                one, other = f"{type_of(first)} in {path}", f"{type_of(kind)} in {shard.path}"
+                raise ValueError(f"column {name!r} is {one} but {other}; make the shards agree")
     return union
+
+
+def _essence(kind: pa.DataType) -> pa.DataType:
+    """What matters of a type: not how its values are encoded or how wide its offsets are."""
+    kind = _plain(kind)
+    if is_text(kind):
+        binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+        return pa.binary() if any(test(kind) for test in binary) else pa.string()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.list_(_essence(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(f.name, _essence(f.type)) for f in kind])
+    return kind
 
 
 def to_json(shards: Iterable[Shard]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""One step without a recipe file: the parts given on the command line make a recipe, or are added to that of a run folder."""
+"""One step without a recipe file: parts from the command line make a recipe, or extend that of a run folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipelines.recipe import Recipe, RecipeError, load, parse
 
 
 def recipe_for(data: str, parts: dict[str, Any], folder: str | None) -> tuple[Recipe, str]:
-    """The recipe to run and its run folder. `data` is a run folder or a glob; `parts` extend what is there under their names.
+    """The recipe to run and its run folder. `data` is a run folder or a glob; `parts` extend what is there.
 
     Raises:
         RecipeError: the parts do not fit, or a glob comes without a run folder to write to.
@@ -21,7 +21,9 @@ def recipe_for(data: str, parts: dict[str, Any], folder: str | None) -> tuple[Re
     if held.is_file():
         given = load(str(held)).model_dump(mode="json")
     elif Path(data).is_dir():
-        raise RecipeError(f"{data} is no run folder (it has no recipe.yaml); for shards give a quoted glob, as '{data}/*.parquet'")
+        raise RecipeError(
+            f"{data} is no run folder (it has no recipe.yaml); for shards give a quoted glob, as '{data}/*.parquet'"
+        )
     elif folder is None:
         raise RecipeError("with a glob, --run must name the run folder to write to")
     else:
@@ -34,7 +36,7 @@ def recipe_for(data: str, parts: dict[str, Any], folder: str | None) -> tuple[Re
 
 
 def parameters(scorers: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`quality:scorer=fasttext,model=m.bin` -> {"quality": {"scorer": "fasttext", "model": "m.bin"}}; values are read as YAML."""
+    """`quality:scorer=fasttext,model=m.bin` -> {"quality": {"scorer": "fasttext", "model": "m.bin"}}; values are YAML."""
     result: dict[str, dict[str, Any]] = {}
     for text in scorers:
         name, _, rest = text.partition(":")

@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -50,9 +50,14 @@ def commit(path: str) -> Iterator[BinaryIO]:
         from apache_beam.io.filesystems import FileSystems
 
         temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-        with FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED) as sink:
-            yield sink
-        FileSystems.rename([temporary], [path])
+        try:
+            with FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED) as sink:
+                yield sink
+            FileSystems.rename([temporary], [path])
+        except BaseException:
+            with suppress(OSError):
+                FileSystems.delete([temporary])
+            raise
         return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     local = Path(f"{path}.{uuid.uuid4().hex}.tmp")
@@ -83,33 +88,47 @@ def read_json(path: str) -> Any:
 class Sidecar:
     """Parquet writer of one split's sidecar: batches go to a temporary file; `close` puts key and record in the footer.
 
-    Use as a context manager: leaving it by an exception leaves nothing behind.
+    End it with `close` or `abandon`. Whatever fails on the way, nothing is left that has the sidecar's name.
     """
 
     def __init__(self, path: str, schema: pa.Schema, key: str) -> None:
         self.path, self.key = path, key
+        self.rows = 0
+        self._writer: pq.ParquetWriter | None = None
         self._manager = commit(path)
         self._sink = self._manager.__enter__()
-        self._writer = pq.ParquetWriter(self._sink, schema, compression="zstd", compression_level=1)
-        self.rows = 0
+        with self._abandoned():
+            self._writer = pq.ParquetWriter(self._sink, schema, compression="zstd", compression_level=1)
 
     def write(self, batch: pa.RecordBatch) -> None:
+        assert self._writer is not None
         self._writer.write_batch(batch)
         self.rows += batch.num_rows
 
     def close(self, record: dict[str, Any]) -> None:
         """Commit. `record` is what a later run reads instead of computing the split again."""
-        self._writer.add_key_value_metadata({KEY: self.key.encode(), RECORD: json.dumps(record).encode()})
-        self._writer.close()
+        assert self._writer is not None
+        with self._abandoned():
+            self._writer.add_key_value_metadata({KEY: self.key.encode(), RECORD: json.dumps(record).encode()})
+            self._writer.close()
         self._manager.__exit__(None, None, None)
 
     def abandon(self, error: BaseException) -> None:
-        """Drop the temporary file."""
-        self._writer.close()
-        try:
+        """Drop the temporary file. Calling it again, or after `close`, does nothing."""
+        if self._writer is not None and self._writer.is_open:
+            with suppress(Exception):  # a full disk refuses the footer too
+                self._writer.close()
+        with suppress(Exception):
             self._manager.__exit__(type(error), error, error.__traceback__)
-        except type(error):
-            pass
+
+    @contextmanager
+    def _abandoned(self) -> Iterator[None]:
+        """What fails inside drops the temporary file."""
+        try:
+            yield
+        except BaseException as error:
+            self.abandon(error)
+            raise
 
 
 def write_sidecar(path: str, key: str, batch: pa.RecordBatch | pa.Table, record: dict[str, Any]) -> None:
@@ -155,6 +174,8 @@ def folder_digest(path: str) -> str:
     root = Path(path)
     if root.is_file():
         return file_digest(path)
+    if not root.is_dir():
+        raise FileNotFoundError(f"no model at {path}")
     files = sorted(p for p in root.rglob("*") if p.is_file())
     return digest([(str(p.relative_to(root)), file_digest(str(p))) for p in files])
 
@@ -163,10 +184,10 @@ def remove_temporaries(folder: str) -> int:
     """Remove what a killed run left half-written; returns how many files."""
     if is_remote(folder) or not Path(folder).is_dir():
         return 0
-    left: Iterable[Path] = list(Path(folder).rglob("*.tmp"))
+    left = list(Path(folder).rglob("*.tmp"))
     for path in left:
         path.unlink(missing_ok=True)
-    return len(list(left))
+    return len(left)
 
 
 def remove(path: str) -> None:
@@ -179,8 +200,8 @@ def remove(path: str) -> None:
         Path(path).unlink(missing_ok=True)
 
 
-class FolderInUseError(RuntimeError):
-    """Another process is at work in a run folder."""
+class FolderError(RuntimeError):
+    """A run folder that cannot be worked in: another process is there, or it cannot be written."""
 
     exit_code = 2
 
@@ -189,17 +210,20 @@ def lock(folder: str) -> Any:
     """Hold a run folder until the returned file is closed or the process dies; remote folders are not locked.
 
     Raises:
-        FolderInUseError: another process holds it.
+        FolderError: another process holds it, or it cannot be made or written.
     """
     if is_remote(folder):
         return None
     import fcntl
 
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    file = (Path(folder) / ".lock").open("w")
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        file = (Path(folder) / ".lock").open("w")
+    except OSError as error:
+        raise FolderError(f"cannot write to the run folder {folder}: {error.strerror}; choose another --run") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise FolderInUseError(f"another corpusmill process is at work in {folder}; wait for it or choose another --run") from None
+        raise FolderError(f"another corpusmill process is at work in {folder}; wait for it or choose another --run") from None
     return file

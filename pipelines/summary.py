@@ -29,11 +29,21 @@ def summarise(job: Run) -> dict[str, Any]:
         "shards": {"read": sum(s.cause is None for s in job.shards), "quarantined": _quarantined(job)},
         "duplicate_ids": _duplicate_ids(job),
         "tokens_by_source": _tokens(job, manifest),
-        "mixtures": {name: {"digest": m["digest"], "tokens": m["tokens"], "epochs": {s: v["epochs"] for s, v in m["sources"].items()}} for name, m in job.manifests.items()},
+        "mixtures": {
+            name: {
+                "digest": m["digest"],
+                "tokens": m["tokens"],
+                "epochs": {s: v["epochs"] for s, v in m["sources"].items()},
+            }
+            for name, m in job.manifests.items()
+        },
         "mixture_digest": manifest and manifest["digest"],
         "thresholds": job.thresholds,
         "fits": {name: {k: v for k, v in made.items() if k != "key"} for name, made in job.fits.items()},
-        "seconds": {**{k: round(v, 2) for k, v in job.context.seconds.items()}, "total": round(time.perf_counter() - job.started, 2)},
+        "seconds": {
+            **{k: round(v, 2) for k, v in job.context.seconds.items()},
+            "total": round(time.perf_counter() - job.started, 2),
+        },
         **job.trained,
     }
     store.write_json(f"{job.folder}/summary.json", summary)
@@ -43,7 +53,11 @@ def summarise(job: Run) -> dict[str, Any]:
 def _quarantined(job: Run) -> list[dict[str, str | None]]:
     whole = [{"path": s.path, "cause": s.cause} for s in job.shards if s.cause]
     paths = {(s.source, s.name): s.path for s in job.shards}
-    return whole + [{"path": paths[r.source, r.shard], "cause": r.cause} for r in job.context.records.get("index", []) if r.quarantined]
+    return whole + [
+        {"path": paths[r.source, r.shard], "cause": r.cause}
+        for r in job.context.records.get("index", [])
+        if r.quarantined
+    ]
 
 
 def _duplicate_ids(job: Run) -> int:
@@ -66,7 +80,10 @@ def _tokens(job: Run, manifest: dict[str, Any] | None) -> dict[str, dict[str, in
     for split in job.splits:
         counts = store.read_table(split.sidecar(f"{job.folder}/scores/tokens"), ["tokens"]).column("tokens")
         before[split.source] = before.get(split.source, 0) + (pc.sum(pc.struct_field(counts, "count")).as_py() or 0)
-    return {source: {"before": n, "after": manifest["sources"].get(source, {}).get("asked", 0)} for source, n in before.items()}
+    return {
+        source: {"before": n, "after": manifest["sources"].get(source, {}).get("asked", 0)}
+        for source, n in before.items()
+    }
 
 
 def show(summary: dict[str, Any]) -> None:
@@ -77,10 +94,17 @@ def show(summary: dict[str, Any]) -> None:
     from pipelines.train import verdict
 
     console = Console()
-    ledger_table = Table("step", "in", "out", "dropped", "quarantined", "splits", "of these reused", title="Ledger (documents): balanced")
+    ledger_table = Table(
+        "step", "in", "out", "dropped", "quarantined", "splits", "of these reused", title="Ledger (documents): balanced"
+    )
     for step, row in summary["ledger"].items():
         dropped = ", ".join(f"{reason} {n:,}" for reason, n in row["dropped"].items())
-        ledger_table.add_row(step, *(f"{row[k]:,}" for k in ("in", "out")), dropped, *(f"{row[k]:,}" for k in ("quarantined", "splits", "reused")))
+        ledger_table.add_row(
+            step,
+            *(f"{row[k]:,}" for k in ("in", "out")),
+            dropped,
+            *(f"{row[k]:,}" for k in ("quarantined", "splits", "reused")),
+        )
     console.print(ledger_table)
     if summary["tokens_by_source"]:
         tokens = Table("source", "tokens in the corpus", "in the mixture", title="Tokens by source")
@@ -88,7 +112,12 @@ def show(summary: dict[str, Any]) -> None:
             tokens.add_row(source, f"{count['before']:,}", f"{count['after']:,}")
         console.print(tokens)
     if "heldout_loss" in summary:
-        loss = Table("mixture", "mean", "95 % interval", title=f"Held-out loss, nats per token ({summary['heldout_documents']} documents)")
+        loss = Table(
+            "mixture",
+            "mean",
+            "95 % interval",
+            title=f"Held-out loss, nats per token ({summary['heldout_documents']} documents)",
+        )
         for name, value in summary["heldout_loss"].items():
             loss.add_row(name, f"{value['mean']:.4f}", f"{value['low']:.4f} to {value['high']:.4f}")
         console.print(loss)

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines import store
 from pipelines.reading import Admission, read
-from pipelines.shards import Split
+from pipelines.shards import Split, type_of
 from transforms.draws import below, draws, seeded
 
 INDEX_COLUMNS = {"row": pa.int64(), "id": pa.large_string(), "bytes": pa.int64(), "characters": pa.int64()}
@@ -59,14 +60,23 @@ class Tables:
         named = {"source": pa.string(), "shard": pa.string(), **INDEX_COLUMNS, **DRAWN}
         named |= {name: struct.type for name, struct in self.structs.items() if "/" not in name}
         named[self.text] = pa.large_string()
-        raw = {name: _type(kind) for name, kind in self.raw.items() if name not in named}
+        hidden = {name.lower() for name in named}  # SQL knows no upper and lower case
+        raw = {name: type_of(kind) for name, kind in self.raw.items() if name.lower() not in hidden}
         return pa.schema(list({**raw, **named}.items()))
 
     def base(self, names: Iterable[str]) -> str:
         """What the value of these columns depends on besides the split."""
-        names = set(names) | ({self.holdout.method} if self.holdout and "holdout" in names else set())
+        names = self._spelled(names)
         held = [self.holdout.share, self.holdout.method] if self.holdout and "holdout" in names else None
-        return store.digest(self.text, self.admission.model_dump(), self.seed, held, [(n, s.base) for n, s in sorted(self.structs.items()) if n in names])
+        if self.holdout and held:
+            names.add(self.holdout.method)
+        bases = [(name, struct.base) for name, struct in sorted(self.structs.items()) if name in names]
+        return store.digest(self.text, self.admission.model_dump(), self.seed, held, bases)
+
+    def _spelled(self, names: Iterable[str]) -> set[str]:
+        """Names as the columns have them: SQL takes `FineWeb` for `fineweb`."""
+        known = {name.lower(): name for name in [*self.structs, *self.schema().names]}
+        return {known.get(name.lower(), name) for name in names}
 
     def load(self, split: Split, names: Iterable[str]) -> pa.Table:
         """The documents of a split with the columns named (those unknown are left to the evaluation to complain about).
@@ -74,15 +84,14 @@ class Tables:
         Raises:
             MisalignedError: a sidecar's rows are not those of the index.
         """
-        names = set(names)
+        names = self._spelled(names)
         index = store.read_table(split.sidecar(f"{self.run}/index"))
-        admitted = np.asarray(index.column("status").to_numpy() == "ok")
-        documents = index.filter(pa.array(admitted))
+        admitted = pc.equal(index.column("status"), "ok")
+        documents = index.filter(admitted)
         columns = {name: documents.column(name) for name in INDEX_COLUMNS}
         columns |= {name: self._struct(split, name, documents) for name in names & self.structs.keys()}
         n = documents.num_rows
-        columns["source"] = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), [split.source]).cast(pa.string())
-        columns["shard"] = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), [split.shard]).cast(pa.string())
+        columns |= {"source": pa.repeat(split.source, n), "shard": pa.repeat(split.shard, n)}
         if "draw" in names:
             columns["draw"] = pa.array(draws(self.seed, documents.column("id").combine_chunks()))
         if "holdout" in names:
@@ -106,35 +115,25 @@ class Tables:
         cluster = clusters.field("cluster").to_numpy(zero_copy_only=False).astype(np.uint64)
         return pa.array(below(seeded(self.seed, cluster), self.holdout.share))
 
-    def _raw(self, split: Split, names: set[str], admitted: np.ndarray) -> dict[str, pa.ChunkedArray]:
+    def _raw(self, split: Split, names: set[str], admitted: pa.ChunkedArray) -> dict[str, pa.ChunkedArray]:
         wanted = sorted(names & self.raw.keys())
         if self.text in names:
             batches = [r.documents for r in read(split, self.text, self.admission, columns=wanted)]
-            table = pa.Table.from_batches(batches) if batches else pa.table({self.text: pa.array([], pa.large_string())})
+            table = pa.Table.from_batches(batches) if batches else pa.table({self.text: pa.nulls(0, pa.large_string())})
         elif wanted:
             table = self._shard_columns(split, wanted, admitted)
         else:
             return {}
-        missing = {name: pa.nulls(table.num_rows, _type(self.raw[name])) for name in wanted if name not in table.column_names}
-        return {name: table.column(name) for name in table.column_names if name in names} | missing
+        found = {name: table.column(name) for name in table.column_names if name in names}
+        empty = [name for name in wanted if name not in found or pa.types.is_null(found[name].type)]
+        return found | {name: pa.nulls(table.num_rows, type_of(self.raw[name])) for name in empty}
 
-    def _shard_columns(self, split: Split, wanted: list[str], admitted: np.ndarray) -> pa.Table:
+    def _shard_columns(self, split: Split, wanted: list[str], admitted: pa.ChunkedArray) -> pa.Table:
         with store.open_read(split.path) as file:
             parquet = pq.ParquetFile(file)
             groups = list(range(split.first_group, split.first_group + len(split.groups)))
             present = [name for name in wanted if name in parquet.schema_arrow.names]
             rows = parquet.read_row_groups(groups, columns=present)
         if not present:
-            return pa.table({"_": pa.nulls(int(admitted.sum()))})
-        return rows.filter(pa.array(admitted))
-
-
-def _type(name: str) -> pa.DataType:
-    """The Arrow type of a shard's column from its text; what has no short name is treated as text."""
-    simple = {"string": pa.string(), "double": pa.float64(), "float": pa.float32(), "bool": pa.bool_(), "binary": pa.binary(), "null": pa.null()}
-    if name in simple:
-        return simple[name]
-    try:
-        return pa.type_for_alias(name)
-    except ValueError:
-        return pa.string()
+            return pa.table({"_": pa.nulls(pc.sum(admitted).as_py() or 0)})
+        return rows.filter(admitted)

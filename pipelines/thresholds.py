@@ -1,8 +1,8 @@
 """Exact order statistics over all documents: quantiles of a score, and the draw up to which a token budget is spent.
 
-Values become 64-bit integers of the same order; each split counts weight per value, counts are merged by addition, so the
-result is exact and does not depend on the order of splits. Up to EXACT_DOCUMENTS one round counts whole values. Beyond,
-rounds of 16 bits narrow the value down, and no process holds more than 2^16 bins (1.5 MB) per statistic.
+Values become 64-bit integers of the same order; each split counts weight per value, counts are merged by addition, so
+the result is exact and does not depend on the order of splits. Up to EXACT_DOCUMENTS one round counts whole values.
+Beyond, rounds of 16 bits narrow the value down, and no process holds more than 2^16 bins (1.5 MB) per statistic.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import base64
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import apache_beam as beam
 import numpy as np
@@ -29,8 +30,8 @@ ROUND_BITS = 16
 class Statistic:
     """The least value v for which the documents with value <= v hold `share` of all weight, or `total` of it.
 
-    `value`, `where` and `weight` are SQL over the documents; weights are whole numbers >= 0. Documents whose value is null
-    or NaN do not count. With weight 1, `share` gives the discrete quantile (SQL's PERCENTILE_DISC).
+    `value`, `where` and `weight` are SQL over the documents; weights are whole numbers >= 0. Documents whose value is
+    null or NaN do not count. With weight 1, `share` gives the discrete quantile (SQL's PERCENTILE_DISC).
     """
 
     name: str
@@ -47,7 +48,7 @@ class Statistic:
 
 @dataclass(frozen=True)
 class Found:
-    """A statistic's value (None where no document counts), the documents and weight that count, and the weight up to it."""
+    """A statistic's value (None where no document counts), what counts in documents and weight, and the weight up to it."""
 
     value: float | int | None
     documents: int
@@ -68,12 +69,15 @@ class _Search:
         return min(bits, 64 - self.known)
 
 
-NOTHING = (np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64), False)
-Bins = dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, bool]]  # name -> bin, weight, documents, values are integers
+Counted = tuple[np.ndarray, np.ndarray, np.ndarray, bool]  # bin, weight, documents; whether values are integers
+Bins = dict[str, Counted]  # by name of the statistic
+NOTHING: Counted = (np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64), False)
 
 
-def find(context: Context, tables: Tables, splits: Sequence[Split], statistics: Iterable[Statistic], documents: int) -> dict[str, Found]:
-    """The value of each statistic over the documents of all splits, in one pass (several if there are very many documents)."""
+def find(
+    context: Context, tables: Tables, splits: Sequence[Split], statistics: Iterable[Statistic], documents: int
+) -> dict[str, Found]:
+    """The value of each statistic over the documents of all splits, in one pass (in four if there are very many)."""
     bits = 64 if documents <= EXACT_DOCUMENTS else ROUND_BITS
     searches = [_Search(s) for s in statistics]
     found: dict[str, Found] = {}
@@ -112,32 +116,36 @@ class CountSplit(beam.DoFn):
             table = self.tables.load(split, set().union(*(s.statistic.names() for s in mine)))
             yield {s.statistic.name: self._bins(s, table) for s in mine}
 
-    def _bins(self, search: _Search, table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+    def _bins(self, search: _Search, table: pa.Table) -> Counted:
         s = search.statistic
-        columns = evaluate({"value": s.value, "weight": f"CAST({s.weight} AS BIGINT)", "where": f"coalesce({s.where}, false)"}, table)
+        wanted = {"value": s.value, "weight": f"CAST({s.weight} AS BIGINT)", "where": f"coalesce({s.where}, false)"}
+        columns = evaluate(wanted, table)
         chosen = columns.filter(columns.column("where")).drop_columns(["where"]).drop_null().combine_chunks()
-        keys, integer = ordered(chosen.column("value"))
-        weight = chosen.column("weight").to_numpy().astype(np.int64)
-        number = chosen.column("value").to_numpy()
-        valid = np.ones(len(keys), bool) if integer else ~np.isnan(number.astype(np.float64))
+        keys, valid, integer = ordered(chosen.column("value"))
+        weight = chosen.column("weight").to_numpy()
         if search.known:
             valid &= (keys >> np.uint64(64 - search.known)) == np.uint64(search.prefix)
         keys, weight = keys[valid], weight[valid]
         width = search.width(self.bits)
-        bins = (keys << np.uint64(search.known)) >> np.uint64(64 - width) if search.known else keys >> np.uint64(64 - width)
+        bins = (keys << np.uint64(search.known)) >> np.uint64(64 - width)
         unique, inverse, documents = np.unique(bins, return_inverse=True, return_counts=True)
         summed = np.zeros(len(unique), np.int64)
         np.add.at(summed, inverse, weight)
         return unique, summed, documents.astype(np.int64), integer
 
 
-def ordered(column: pa.ChunkedArray) -> tuple[np.ndarray, bool]:
-    """uint64 keys in the order of a numeric column, and whether it holds unsigned 64-bit integers as they are."""
+def ordered(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, bool]:
+    """uint64 keys in the order of a numeric column without nulls; which of them count (all but NaN); whether the keys
+    are the values themselves, as for unsigned 64-bit integers. All else is ordered as float64.
+    """
     if pa.types.is_uint64(column.type):
-        return column.to_numpy(), True
-    bits = (column.to_numpy().astype(np.float64) + 0.0).view(np.uint64)  # + 0.0 makes -0.0 equal to 0.0
+        return column.to_numpy(), np.ones(len(column), bool), True
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
+    number = column.cast(pa.float64(), safe=False).to_numpy() + 0.0  # makes -0.0 equal to 0.0
+    bits = number.view(np.uint64)
     sign = np.uint64(1) << np.uint64(63)
-    return np.where(bits & sign, ~bits, bits | sign), False
+    return np.where(bits & sign, ~bits, bits | sign), ~np.isnan(number), False
 
 
 def _value(key: int, integer: bool) -> float | int:
@@ -165,7 +173,7 @@ class MergeBins(beam.CombineFn):
         return accumulator
 
 
-def _add(parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, bool]]) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+def _add(parts: Sequence[Counted]) -> Counted:
     bins, inverse = np.unique(np.concatenate([p[0] for p in parts]), return_inverse=True)
     sums = []
     for part in (1, 2):
@@ -175,7 +183,7 @@ def _add(parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, bool]]) -> tu
     return bins, sums[0], sums[1], any(p[3] for p in parts)
 
 
-def _narrow(search: _Search, counted: tuple[np.ndarray, np.ndarray, np.ndarray, bool], bits: int) -> _Search | Found:
+def _narrow(search: _Search, counted: Counted, bits: int) -> _Search | Found:
     """The next round's search within the bin that holds the value, or the value itself."""
     bins, weights, documents, integer = counted
     if search.weight < 0:
@@ -196,7 +204,7 @@ def _target(statistic: Statistic, weight: int) -> int:
     if statistic.total is not None:
         return max(statistic.total, 1)
     assert statistic.share is not None
-    return max(1, weight - math.floor(weight - statistic.share * weight))
+    return max(1, math.ceil(Fraction(repr(statistic.share)) * weight))  # the decimal as written, as DuckDB reads it
 
 
 def _encode(bins: Bins) -> dict[str, list]:
@@ -204,5 +212,7 @@ def _encode(bins: Bins) -> dict[str, list]:
 
 
 def _decode(encoded: Mapping[str, list]) -> Bins:
-    kinds = (np.uint64, np.int64, np.int64)
-    return {n: (*(np.frombuffer(base64.b85decode(t), dtype=k) for t, k in zip(p[:3], kinds, strict=True)), p[3]) for n, p in encoded.items()}  # type: ignore[misc]
+    def array(text: str, kind: type) -> np.ndarray:
+        return np.frombuffer(base64.b85decode(text), dtype=kind)
+
+    return {n: (array(p[0], np.uint64), array(p[1], np.int64), array(p[2], np.int64), p[3]) for n, p in encoded.items()}

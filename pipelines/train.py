@@ -1,4 +1,4 @@
-"""Training and measuring: one model per mixture and seed, each in a process of its own, and which differences are real."""
+"""Training and measuring: one model per mixture and seed, each in its own process, and which differences are real."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import progress, store
+from pipelines import engine, progress, store
 from pipelines.code import code_digest
 from pipelines.recipe import Training
 from pipelines.steps import Context
@@ -34,59 +34,77 @@ class TrainingError(RuntimeError):
         self.exit_code = exit_code if exit_code == 2 else 1
 
 
-def train(context: Context, spec: Training, manifests: Mapping[str, Any], heldout: str | None) -> dict[str, Any]:
-    """Train every mixture with every seed, as many side by side as there are cores; returns `heldout_loss` and `training`.
+@dataclass(frozen=True)
+class Job:
+    """One model to train: where, on what, and the key by which a rerun knows that nothing has changed."""
 
-    A finished run of the same mixture, held-out set, config and trainer is kept. A killed one goes on from its checkpoint.
+    name: str
+    out: Path
+    key: str
+    arguments: dict[str, Any]  # of trainers.pretrain
+
+    def run(self) -> dict[str, Any]:
+        """Train in a process of its own unless it is done; returns the trainer's result."""
+        if store.read_json(f"{self.out}/key.json") != self.key:
+            shutil.rmtree(self.out, ignore_errors=True)  # another mixture or config: nothing in it can be used
+        store.write_json(f"{self.out}/key.json", self.key)
+        if (done := store.read_json(f"{self.out}/result.json")) is not None:
+            return done
+        store.write_json(f"{self.out}/job.json", self.arguments)
+        command = [sys.executable, "-m", "trainers.pretrain", f"{self.out}/job.json"]
+        environment = {**os.environ, "PYTHONPATH": engine.import_path()}
+        with (self.out / "output.txt").open("w") as output:
+            process = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False)
+        if process.returncode:
+            words = (self.out / "output.txt").read_text().strip().splitlines() or ["no output"]
+            text = f"training {self.name} ended with exit code {process.returncode}: {words[-1]}"
+            raise TrainingError(text, process.returncode)
+        return store.read_json(f"{self.out}/result.json")
+
+    def progress(self) -> tuple[float, str]:
+        """Share done and words for the progress bar, read from the trainer's log."""
+        try:
+            budget = json.loads((self.out / "data.json").read_text())["budget"]
+            last = json.loads((self.out / "log.jsonl").read_text().splitlines()[-1])
+        except (OSError, IndexError, ValueError):
+            return 0.0, "waiting"  # it has not begun, or is writing the line
+        return min(last["tokens"] / budget, 1.0), f"loss {last['loss']:.3f}, {last['tokens_s']:,.0f} tokens/s"
+
+
+def train(context: Context, spec: Training, manifests: Mapping[str, Any], heldout: str | None) -> dict[str, Any]:
+    """Train every mixture with every seed, as many side by side as there are cores; returns `heldout_loss` and more.
+
+    A finished run of the same mixture, held-out set, config and trainer is kept; a killed one goes on
+    from its checkpoint.
     """
     started = time.perf_counter()
-    jobs = [(name, seed) for seed in spec.seeds for name in spec.mixtures]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    side_by_side = min(cores, len(jobs))
-    settings = {"threads": max(1, cores // side_by_side)} | spec.config
-    watched: dict[str, Callable[[], tuple[float, str]]] = {}
-    with progress.shown(watched), ThreadPoolExecutor(side_by_side) as pool:
-        futures = [pool.submit(_one, context.run, name, seed, settings, manifests, heldout, watched) for name, seed in jobs]
-        results = [future.result() for future in futures]
-    trained = {f"{name}/seed{seed}": result for (name, seed), result in zip(jobs, results, strict=True)}
+    jobs = _jobs(context.run, spec, manifests, heldout)
+    with progress.shown({job.name: job.progress for job in jobs}), ThreadPoolExecutor(min(_cores(), len(jobs))) as pool:
+        results = list(pool.map(Job.run, jobs))
     context.seconds["train"] = time.perf_counter() - started
-    training = {name: {k: r[k] for k in ("steps", "tokens", "loss", "seconds", "tokens_per_second", "data_wait", "parameters")} for name, r in trained.items()}
+    told = ("steps", "tokens", "loss", "seconds", "tokens_per_second", "data_wait", "parameters")
+    training = {job.name: {k: result[k] for k in told} for job, result in zip(jobs, results, strict=True)}
     return {"training": training} | (compare(context.run, spec) if heldout else {})
 
 
-def _one(run: str, name: str, seed: int, settings: dict[str, Any], manifests: Mapping[str, Any], heldout: str | None, watched: dict[str, Any]) -> dict[str, Any]:
-    out = Path(run) / "training" / name / f"seed{seed}"
+def _jobs(run: str, spec: Training, manifests: Mapping[str, Any], heldout: str | None) -> list[Job]:
+    wanted = [(mixture, seed) for seed in spec.seeds for mixture in spec.mixtures]
+    threads = max(1, _cores() // min(_cores(), len(wanted)))
+    code = code_digest("trainers.pretrain")
     held = manifests["heldout"]["digest"] if heldout else None
-    decisive = {k: v for k, v in settings.items() if k != "threads"}
-    key = store.digest(manifests[name]["digest"], held, decisive, seed, code_digest("trainers.pretrain"))
-    if store.read_json(f"{out}/key.json") != key:
-        shutil.rmtree(out, ignore_errors=True)  # another mixture or config: nothing in it can be used
-    store.write_json(f"{out}/key.json", key)
-    if (done := store.read_json(f"{out}/result.json")) is not None:
-        return done
-    job = {"config": {**settings, "seed": seed}, "mixture": f"{run}/mixtures/{name}", "out": str(out), "heldout": heldout}
-    store.write_json(f"{out}/job.json", job)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])}
-    environment["OMP_NUM_THREADS"] = str(settings["threads"])
-    with (out / "output.txt").open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "trainers.pretrain", f"{out}/job.json"], stdout=output, stderr=subprocess.STDOUT, env=environment
-        )
-        watched[f"train {name} seed {seed}"] = partial(_progress, out)
-        if process.wait():
-            words = (out / "output.txt").read_text().strip().splitlines() or ["no output"]
-            raise TrainingError(f"training {name}, seed {seed}, ended with exit code {process.returncode}: {words[-1]}", process.returncode)
-    return store.read_json(f"{out}/result.json")
+    jobs = []
+    for mixture, seed in wanted:
+        out = Path(run) / "training" / mixture / f"seed{seed}"
+        config = {"threads": threads} | spec.config | {"seed": seed}
+        decisive = {k: v for k, v in config.items() if k != "threads"}
+        key = store.digest(manifests[mixture]["digest"], held, decisive, code)
+        arguments = {"config": config, "mixture": f"{run}/mixtures/{mixture}", "out": str(out), "heldout": heldout}
+        jobs.append(Job(f"{mixture} seed {seed}", out, key, arguments))
+    return jobs
 
 
-def _progress(out: Path) -> tuple[float, str]:
-    """How far a training process is, read from its log."""
-    try:
-        budget = json.loads((out / "data.json").read_text())["budget"]
-        last = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
-    except (OSError, IndexError, ValueError):
-        return 0.0, "starting"  # it has not begun, or is writing the line
-    return min(last["tokens"] / budget, 1.0), f"loss {last['loss']:.3f}, {last['tokens_s']:,.0f} tokens/s"
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def compare(run: str, spec: Training) -> dict[str, Any]:
@@ -99,12 +117,19 @@ def compare(run: str, spec: Training) -> dict[str, Any]:
     tokens = next(iter(losses.values()))[1]
     generator = np.random.default_rng(0)
     documents, seeds = len(tokens), len(spec.seeds)
-    picks = [(generator.integers(seeds, size=seeds), generator.integers(documents, size=documents)) for _ in range(RESAMPLES)]
-    drawn = {name: np.array([nats[s][:, d].sum() / (tokens[d].sum() * seeds) for s, d in picks]) for name, (nats, _) in losses.items()}
+    picks = [
+        (generator.integers(seeds, size=seeds), generator.integers(documents, size=documents)) for _ in range(RESAMPLES)
+    ]
+    drawn = {
+        name: np.array([nats[s][:, d].sum() / (tokens[d].sum() * seeds) for s, d in picks])
+        for name, (nats, _) in losses.items()
+    }
     mean = {name: float(nats.sum() / (tokens.sum() * seeds)) for name, (nats, _) in losses.items()}
     result = {name: _interval(mean[name], drawn[name]) for name in losses}
     base = spec.mixtures[-1]
-    differences = {f"{name} - {base}": _interval(mean[name] - mean[base], drawn[name] - drawn[base]) for name in spec.mixtures[:-1]}
+    differences = {
+        f"{name} - {base}": _interval(mean[name] - mean[base], drawn[name] - drawn[base]) for name in spec.mixtures[:-1]
+    }
     return {"heldout_loss": result, "heldout_difference": differences, "heldout_documents": documents}
 
 

@@ -45,11 +45,12 @@ class Expression:
     def _statement(self) -> dict[str, Any]:
         if not self.text.strip():
             raise ExpressionError("an SQL expression is empty; write `true` to mean every document")
-        tree = _parsed(f"SELECT ({self.text}\n) FROM documents")  # a comment at its end must not swallow what follows
+        tree = _parsed(f"SELECT ({self.text}) FROM documents")
         if tree.get("error"):
             reason = tree.get("error_message", "cannot be parsed")
+            reason += "; no comment may stand at its end" if "--" in self.text else ""
             raise ExpressionError(f"{self.text!r} is not an SQL expression: {reason}")
-        if len(tree["statements"]) != 1 or _around(tree) != _around(_parsed("SELECT (1\n) FROM documents")):
+        if len(tree["statements"]) != 1 or _around(tree) != _around(_parsed("SELECT (1) FROM documents")):
             raise ExpressionError(f"{self.text!r} must be one SQL expression")
         return tree
 
@@ -115,7 +116,7 @@ def evaluate(expressions: Mapping[str, str], documents: pa.Table) -> pa.Table:
         ExpressionError: DuckDB refuses an expression (the message is its own, with its candidates), or it does not give
             one value per document.
     """
-    projection = ", ".join(f"({text}\n) AS value{i}" for i, text in enumerate(expressions.values()))
+    projection = ", ".join(f"({text}) AS value{i}" for i, text in enumerate(expressions.values()))
     connection = _connection()
     connection.register("documents", documents)
     try:
@@ -126,7 +127,7 @@ def evaluate(expressions: Mapping[str, str], documents: pa.Table) -> pa.Table:
         connection.unregister("documents")
     if values.num_rows != documents.num_rows:
         counts = f"{values.num_rows} values for {documents.num_rows} documents"
-        raise ExpressionError(f"{'; '.join(expressions.values())}: {counts}; aggregates see one split only, use quantile")
+        raise ExpressionError(f"{'; '.join(expressions.values())}: {counts}; an aggregate sees one split, use quantile")
     return values.rename_columns(list(expressions))
 
 
@@ -152,7 +153,7 @@ def _parsed(sql: str) -> dict[str, Any]:
 
 
 def _around(tree: dict[str, Any]) -> Any:
-    """A statement without its expression and the places in its text: what the statements of all expressions share."""
+    """A statement without its expression and the places in its text: what all expressions have in common."""
     node = dict(tree["statements"][0]["node"])
     table = {k: v for k, v in (node.pop("from_table", None) or {}).items() if not k.startswith("query_location")}
     return len(node.pop("select_list", [])), table, node

@@ -40,6 +40,20 @@ def edges_from_bands(band_hash: np.ndarray, node: np.ndarray) -> Edges:
     return np.concatenate(u), np.concatenate(v)
 
 
+def bucket_stars(key: np.ndarray, node: np.ndarray) -> tuple[Edges, np.ndarray, np.ndarray]:
+    """(star edges as of `edges_from_bands`, distinct keys, smallest node of each) of the rows of one column.
+
+    key: uint64 [rows]; node: integers [rows]. Keys are in ascending order. 48 bytes per row.
+    """
+    order = np.argsort(key)
+    ordered, node = key[order], node[order]
+    first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])) if len(key) else np.empty(0, np.int64)
+    centre = np.minimum.reduceat(node, first) if len(key) else node
+    smallest = np.repeat(centre, np.diff(first, append=len(key)))
+    away = node != smallest
+    return (node[away], smallest[away]), ordered[first], centre
+
+
 def connected_components(u: np.ndarray, v: np.ndarray, nodes: int) -> np.ndarray:
     """Smallest node of each node's component: int64 [nodes].
 
@@ -85,6 +99,16 @@ def flatten(parent):  # type: ignore[no-untyped-def]
     for x in range(len(parent)):
         parent[x] = parent[parent[x]]
     return parent
+
+
+@njit(cache=True, nogil=True)
+def clustered(labels):  # type: ignore[no-untyped-def]
+    """bool [nodes]: whether the node's component, labelled by its smallest node, holds another one. 1 byte per node."""
+    together = np.zeros(len(labels), np.bool_)
+    for x in range(len(labels)):
+        if labels[x] != x:
+            together[x] = together[labels[x]] = True
+    return together
 
 
 def label_edges(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -22,13 +22,19 @@ def mix64(x: np.ndarray) -> np.ndarray:
 
 def draws(seed: int, ids: pa.Array) -> np.ndarray:
     """uint64 [n], uniform: the draw of each id (any string type, no nulls) under this seed."""
-    from transforms.hashing import hash_spans
+    return seeded(seed, hashes(ids))
 
-    ids = ids.cast(pa.large_string())
-    offsets = np.frombuffer(ids.buffers()[1], dtype=np.int64)[ids.offset : ids.offset + len(ids) + 1]
-    data = np.frombuffer(ids.buffers()[2] or b"", dtype=np.uint8)
-    high, _ = hash_spans(data, offsets[:-1], offsets[1:])
-    return seeded(seed, high)
+
+def hashes(strings: pa.Array) -> np.ndarray:
+    """uint64 [n]: a hash of the bytes of each string (any string type, no nulls), white space included."""
+    from transforms.text import hash_pieces
+
+    strings = strings.cast(pa.large_string())
+    if not len(strings):
+        return np.empty(0, np.uint64)
+    offsets = np.frombuffer(strings.buffers()[1], np.int64)[strings.offset : strings.offset + len(strings) + 1]
+    data = np.frombuffer(strings.buffers()[2] or b"", np.uint8)
+    return hash_pieces(data, offsets[:-1], offsets[1:])
 
 
 def seeded(seed: int, values: np.ndarray) -> np.ndarray:

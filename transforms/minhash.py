@@ -75,6 +75,18 @@ class MinHash(BaseModel):
 
     def signatures(self, batch: Batch) -> np.ndarray:
         """uint32 [documents, bands * rows]."""
+        return self._signed(batch)[0]
+
+    def sketch(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """(band hashes, content): uint64 [documents, bands] and uint64 [documents].
+
+        content is the sum of a document's shingle hashes, repeats included, modulo 2^64: documents of the same shingles
+        have the same, and others with a chance of 2^-64.
+        """
+        signatures, content = self._signed(batch)
+        return _band_hashes(signatures, self.bands), content
+
+    def _signed(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         numbers = np.arange(2 * self.permutations, dtype=np.uint64)
         multiplier, addend = _coefficients(np.uint64(self.seed), numbers).reshape(2, -1)
         words = self.unit == "word"
@@ -106,14 +118,17 @@ PRESETS = {
 }
 
 
-def jaccard(hashes: np.ndarray, offsets: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Jaccard similarity, float64 [pairs], of the shingle sets (as from `MinHash.shingles`) of documents u and v.
+Sets = tuple[np.ndarray, np.ndarray]  # (hashes, offsets) as from `MinHash.shingles`
+
+
+def jaccard(sets: Sets, u: np.ndarray, v: np.ndarray, others: Sets | None = None) -> np.ndarray:
+    """Jaccard similarity, float64 [pairs], of the shingle sets of documents u and v; those of v may be in `others`.
 
     Meant for star edges to the smallest node of a bucket: one comparison per document and band however large the
     bucket. A pair costs the sum of both sizes, or far less if one is more than 16 times the other. A document unlike
     its bucket's smallest node is judged by its other buckets alone.
     """
-    return _jaccard(hashes, offsets, u.astype(np.int64), v.astype(np.int64))
+    return _jaccard(*sets, u.astype(np.int64), *(others or sets), v.astype(np.int64))
 
 
 @njit(cache=True, nogil=True)
@@ -185,6 +200,7 @@ def _block(text, begin, i, end, entries, pool, words, n, units, filled, owed, no
 @njit(cache=True, nogil=True)
 def _signatures(text, offsets, entries, pool, words, n, multiplier, addend):  # type: ignore[no-untyped-def]
     result = np.full((len(offsets) - 1, len(multiplier)), _HIGHEST, np.uint32)
+    content = np.zeros(len(offsets) - 1, np.uint64)
     units, shingles = np.empty(_UNITS + n, np.uint64), np.empty(_UNITS + n, np.uint64)
     keys = np.empty(_UNITS + n + _LANES, np.uint32)
     for document in range(len(offsets) - 1):
@@ -196,10 +212,13 @@ def _signatures(text, offsets, entries, pool, words, n, multiplier, addend):  # 
             )
             none_yet = none_yet and count == 0
             padded = (count + _LANES - 1) // _LANES * _LANES
+            for j in range(count):
+                content[document] += shingles[j]
             for j in range(padded):  # repeating the first shingle changes no minimum
                 keys[j] = np.uint32(shingles[j if j < count else 0] >> _S32)
             _lower(result[document], keys, padded, multiplier, addend)
-    return result
+        content[document] = mix(content[document])
+    return result, content
 
 
 @njit(cache=True, nogil=True)
@@ -258,10 +277,10 @@ def _distinct(values):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _jaccard(hashes, offsets, u, v):  # type: ignore[no-untyped-def]
+def _jaccard(hashes, offsets, u, others, other_offsets, v):  # type: ignore[no-untyped-def]
     result = np.empty(len(u), np.float64)
     for i in range(len(u)):
-        a, b = hashes[offsets[u[i]] : offsets[u[i] + 1]], hashes[offsets[v[i]] : offsets[v[i] + 1]]
+        a, b = hashes[offsets[u[i]] : offsets[u[i] + 1]], others[other_offsets[v[i]] : other_offsets[v[i] + 1]]
         if len(a) > len(b):
             a, b = b, a
         if len(a) * 16 < len(b):

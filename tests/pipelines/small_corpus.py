@@ -18,7 +18,10 @@ NOISE = ["buy now", "click here", "404 not found", "lorem", "{ }", "menu | home 
 
 def prose(draw: np.random.Generator, sentences: int) -> str:
     """Sentences that end in a full stop, some to a line."""
-    parts = [f"{draw.choice(SUBJECTS)} {draw.choice(VERBS)} {draw.choice(OBJECTS)} {draw.integers(1000)}." for _ in range(sentences)]
+    parts = [
+        f"{draw.choice(SUBJECTS)} {draw.choice(VERBS)} {draw.choice(OBJECTS)} {draw.integers(1000)}."
+        for _ in range(sentences)
+    ]
     return "\n".join(" ".join(parts[i : i + 3]) for i in range(0, len(parts), 3))
 
 
@@ -29,7 +32,10 @@ def noise(draw: np.random.Generator, lines: int) -> str:
 def documents(count: int, seed: int = 0, share_of_noise: float = 0.3) -> list[str]:
     """Distinct documents, then every tenth again with other white space."""
     draw = np.random.default_rng(seed)
-    made = [noise(draw, draw.integers(3, 30)) if draw.random() < share_of_noise else prose(draw, draw.integers(4, 40)) for _ in range(count)]
+    made = [
+        noise(draw, draw.integers(3, 30)) if draw.random() < share_of_noise else prose(draw, draw.integers(4, 40))
+        for _ in range(count)
+    ]
     return made + ["  " + text.replace(" ", "  ", 3) + "\n" for text in made[::10]]
 
 
@@ -70,6 +76,6 @@ def recipe(folder: Path, **changes: Any) -> dict[str, Any]:
         },
         "select": {"unique": "exact.keep", "quality": "quality.score >= quantile(quality.score, 0.3)"},
         "tokenizer": "fit:tokenizer",
-        "mix": {"curated": {"tokens": 20_000, "weights": {"web": 0.5, "books": 0.4, "code": 0.1}}},
+        "mix": {"curated": {"tokens": 30_000, "weights": {"web": 0.3, "books": 0.2, "code": 0.5}}},
         **changes,
     }

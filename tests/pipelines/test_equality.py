@@ -16,7 +16,8 @@ from pipelines import shards, steps, store
 from pipelines.recipe import parse
 from pipelines.run import run
 
-DERIVED = ("index", "scores", "signatures", "dedupe", "selection", "samples", "mixtures")
+Expected = tuple[dict[str, Any], dict[str, Any]]
+DERIVED = ("index", "scores", "signatures", "dedupe", "selection", "mixtures")
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +26,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Summary and sidecars of the plainest run: one process."""
-    out = tmp_path_factory.mktemp("plain")
-    return run(parse(recipe(folder)), str(out), until="mix"), sidecars(out)
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of the plainest run: one process, every step."""
+    return tmp_path_factory.mktemp("plain")
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path, plain: Path) -> Expected:
+    """Its summary and sidecars."""
+    return run(parse(recipe(folder)), str(plain), until="mix"), sidecars(plain)
 
 
 @pytest.fixture
@@ -56,14 +62,25 @@ def assert_equal(made: dict[str, Any], expected: dict[str, Any]) -> None:
         assert (key, record) == expected[path][1:], path
 
 
-def models(out: Path) -> dict[str, str]:
-    return {p.name: store.folder_digest(str(p)) for p in (out / "models").iterdir() if p.is_dir()}
+def with_models_of(run: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with the models that a run has fitted, instead of fitting them again: six graphs less to start workers for."""
+    quality = {"scorer": "fasttext", "model": f"{run}/models/quality"}
+    return {**given, "fit": {}, "tokenizer": f"{run}/models/tokenizer", "score": {**given["score"], "quality": quality}}
 
 
-def test_the_plain_run_exercises_every_step(expected: tuple[dict[str, Any], dict[str, Any]]) -> None:
+def test_the_plain_run_exercises_every_step(expected: Expected) -> None:
     summary = expected[0]
     steps = summary["ledger"]
-    assert {"index", "scores:fineweb", "signatures:exact", "dedupe:exact", "scores:quality", "select", "mix:curated", "mix:heldout"} <= steps.keys()
+    assert {
+        "index",
+        "scores:fineweb",
+        "signatures:exact",
+        "dedupe:exact",
+        "scores:quality",
+        "select",
+        "mix:curated",
+        "mix:heldout",
+    } <= steps.keys()
     dropped = steps["select"]["dropped"]
     assert all(dropped[reason] > 10 for reason in ("unique", "quality", "holdout"))
     assert steps["index"]["dropped"] == {"null": 1, "empty": 1, "blank": 1} and steps["index"]["repaired"] == {"nul": 1}
@@ -72,23 +89,23 @@ def test_the_plain_run_exercises_every_step(expected: tuple[dict[str, Any], dict
 
 
 @pytest.mark.usefixtures("crossing")
-def test_two_worker_processes(folder: Path, expected: tuple[dict[str, Any], dict[str, Any]], tmp_path: Path) -> None:
-    summary = run(parse(recipe(folder)), str(tmp_path), workers=2, until="mix")
+def test_two_worker_processes(folder: Path, plain: Path, expected: Expected, tmp_path: Path) -> None:
+    summary = run(parse(with_models_of(plain, recipe(folder))), str(tmp_path), workers=2, until="mix")
     assert summary["mixture_digest"] == expected[0]["mixture_digest"]
     assert_equal(sidecars(tmp_path), expected[1])
 
 
 @pytest.mark.usefixtures("crossing")
-def test_portable_job_server(folder: Path, expected: tuple[dict[str, Any], dict[str, Any]], tmp_path: Path) -> None:
+def test_portable_job_server(folder: Path, plain: Path, expected: Expected, tmp_path: Path) -> None:
     from pipelines.job_server import job_server
 
     with job_server(workers=2) as options:
-        summary = run(parse(recipe(folder)), str(tmp_path), options, until="mix")
+        summary = run(parse(with_models_of(plain, recipe(folder))), str(tmp_path), options, until="mix")
     assert summary["mixture_digest"] == expected[0]["mixture_digest"]
     assert_equal(sidecars(tmp_path), expected[1])
 
 
-def test_globs_in_another_order(folder: Path, expected: tuple[dict[str, Any], dict[str, Any]], tmp_path: Path) -> None:
+def test_globs_in_another_order(folder: Path, expected: Expected, tmp_path: Path) -> None:
     given = recipe(folder)
     web = [f"{folder}/web/{name}*.parquet" for name in ("c", "b", "a")]
     given["sources"] = {"code": given["sources"]["code"], "books": given["sources"]["books"], "web": web}
@@ -97,7 +114,7 @@ def test_globs_in_another_order(folder: Path, expected: tuple[dict[str, Any], di
     assert_equal(sidecars(tmp_path), expected[1])
 
 
-def test_renamed_shards(folder: Path, expected: tuple[dict[str, Any], dict[str, Any]], tmp_path: Path) -> None:
+def test_renamed_shards(folder: Path, expected: Expected, tmp_path: Path) -> None:
     for path in folder.rglob("*.parquet"):
         renamed = tmp_path / "corpus" / path.parent.name / f"{ord('z') - ord(path.stem)}.parquet"
         renamed.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +125,7 @@ def test_renamed_shards(folder: Path, expected: tuple[dict[str, Any], dict[str, 
 
 @pytest.mark.parametrize("size", [1, 20_000])
 def test_shards_in_many_splits(
-    size: int, folder: Path, expected: tuple[dict[str, Any], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    size: int, folder: Path, expected: Expected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "SPLIT_BYTES", size)
     summary = run(parse(recipe(folder)), str(tmp_path), until="mix")
@@ -116,10 +133,10 @@ def test_shards_in_many_splits(
     assert summary["mixture_digest"] == expected[0]["mixture_digest"]
 
 
-def test_the_digest_tells_mixtures_apart(folder: Path, expected: tuple[dict[str, Any], dict[str, Any]], tmp_path: Path) -> None:
+def test_the_digest_tells_mixtures_apart(folder: Path, expected: Expected, tmp_path: Path) -> None:
     """Against a digest that is the same whatever happens: one document less, or one more token asked for."""
     given = recipe(folder)
-    given["mix"] = {"curated": given["mix"]["curated"] | {"tokens": 20_001}}
+    given["mix"] = {"curated": given["mix"]["curated"] | {"tokens": 31_000}}
     assert run(parse(given), str(tmp_path / "1"), until="mix")["mixture_digest"] != expected[0]["mixture_digest"]
     given = recipe(folder)
     given["select"] |= {"first": "row > 0"}

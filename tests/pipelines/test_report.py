@@ -1,6 +1,7 @@
-"""The report of real runs: hostile documents stay text, nothing is loaded from outside, what is not there is left out."""
+"""The report of real runs: hostile documents stay text, nothing comes from outside, what is not there is left out."""
 
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -75,7 +76,7 @@ MODEL = {
 }
 TRAIN = {
     "mixtures": ["curated", "random"],
-    "seeds": [0, 1],
+    "seeds": [0],
     "config": {"model": MODEL, "row_length": 64, "batch_tokens": 512, "tokens": 4096},
 }
 
@@ -91,7 +92,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(corpus: Path) -> Path:
-    """A run with everything: two mixtures trained with two seeds each, measured, reported."""
+    """A run with everything: two mixtures trained measured, reported."""
     pytest.importorskip("torch")
     run(parse(recipe(corpus, **WHOLE, train=TRAIN)), str(corpus / "finished"))
     return corpus / "finished"
@@ -208,7 +209,7 @@ def test_histograms_count_every_document(selected):
     found = histograms(facts, facts.thresholds())
     assert {h.column for h in found} >= {"characters", "fineweb.list_ratio", "tokens.count"}
     for h in found:
-        assert sum(h.kept) + h.missing * 0 == kept["n"]
+        assert sum(h.kept) == kept["n"]
         assert sum(h.kept) + sum(h.refused) + h.missing == everything["n"]
     assert next(h for h in found if h.column == "fineweb.list_ratio").unit == "line breaks / words"
 
@@ -257,10 +258,8 @@ def test_largest_clusters(selected):
     assert largest.text == text(1)[:600]
 
 
-def test_no_report_without_shards(selected, tmp_path):
-    """Shards may have moved away since: the texts are missing then, and nothing else."""
-    import shutil
-
+def test_shards_may_have_moved_away(selected, tmp_path):
+    """Their texts are missing then, and nothing else."""
     copy = tmp_path / "run"
     shutil.copytree(selected, copy)
     shards = (copy / "shards.json").read_text().replace("/web/", "/gone/")

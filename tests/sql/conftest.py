@@ -1,4 +1,4 @@
-"""A run made by the real pipeline on toy shards with planted trouble: null and empty texts, NULs, bytes that are not UTF-8."""
+"""A run made by the real pipeline on toy shards with planted trouble: null and empty texts, NULs, invalid UTF-8."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Views over a run that the real pipeline made: they count what the ledger counts, and conditions mean what they mean there."""
+"""Views over a run of the real pipeline: they count what the ledger counts, and conditions mean the same."""
 
 import gc
 import json

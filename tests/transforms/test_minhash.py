@@ -34,15 +34,19 @@ def polynomial(units: list[int], h: int = 0) -> int:
     return finish(h)
 
 
-def shingle_set(units: list[int], n: int, raw: bytes) -> set[int]:
+def shingle_list(units: list[int], n: int, raw: bytes) -> list[int]:
     if not units:
         h = 0x8EBC6AF09C88C6E3
         for byte in raw:
             h = finish((h + byte) & MASK)
-        return {finish(h)}
+        return [finish(h)]
     if len(units) < n:
-        return {polynomial(units, 0xE7037ED1A0B428DB)}
-    return {polynomial(units[i : i + n]) for i in range(len(units) - n + 1)}
+        return [polynomial(units, 0xE7037ED1A0B428DB)]
+    return [polynomial(units[i : i + n]) for i in range(len(units) - n + 1)]
+
+
+def shingle_set(units: list[int], n: int, raw: bytes) -> set[int]:
+    return set(shingle_list(units, n, raw))
 
 
 def signature(shingles: set[int], parameters: MinHash) -> list[int]:
@@ -68,6 +72,9 @@ def test_equals_reference(texts: list[str], n: int, words: bool) -> None:
     assert hashes.tolist() == [x for s in expected for x in sorted(s)]
     assert offsets.tolist() == [sum(map(len, expected[:i])) for i in range(len(texts) + 1)]
     assert parameters.signatures(batch).tolist() == [signature(s, parameters) for s in expected]
+    bands, content = parameters.sketch(batch)
+    np.testing.assert_array_equal(bands, parameters.band_hashes(parameters.signatures(batch)))
+    assert content.tolist() == [finish(sum(shingle_list(units_of(t, parameters), n, t.encode())) & MASK) for t in texts]
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -104,7 +111,7 @@ def test_estimate_is_unbiased_with_binomial_variance() -> None:
     shares = np.repeat([0.05, 0.1, 0.2, 0.4, 0.7], pairs // 5)
     batch = planted_pairs(pairs, 120, shares, 1)
     u, v = ends(pairs)
-    true = jaccard(*parameters.shingles(batch), u, v)
+    true = jaccard(parameters.shingles(batch), u, v)
     rows = parameters.signatures(batch)
     error = (rows[u] == rows[v]).mean(axis=1) - true
     for share in np.unique(shares):
@@ -121,7 +128,7 @@ def test_rows_agree_with_each_other_no_more_than_chance() -> None:
     batch = planted_pairs(pairs, 60, np.full(pairs, 0.25), 2)
     u, v = ends(pairs)
     rows = parameters.signatures(batch)
-    true = jaccard(*parameters.shingles(batch), u, v)
+    true = jaccard(parameters.shingles(batch), u, v)
     hits = (rows[u] == rows[v]) - true[:, None]
     correlation = np.corrcoef(hits.T)[np.triu_indices(parameters.permutations, 1)]
     assert abs(correlation.mean()) < 0.002
@@ -134,7 +141,7 @@ def test_recall_follows_the_theory_of_banding(name: str) -> None:
     shares = np.linspace(0, 0.16, pairs)
     batch = planted_pairs(pairs, 80, shares, 3)
     u, v = ends(pairs)
-    true = jaccard(*parameters.shingles(batch), u, v)
+    true = jaccard(parameters.shingles(batch), u, v)
     bands = parameters.band_hashes(parameters.signatures(batch))
     found = (bands[u] == bands[v]).any(axis=1)
     for low, high in ((0.3, 0.5), (0.5, 0.6), (0.6, 0.7), (0.7, 0.8), (0.8, 1.0)):
@@ -152,7 +159,7 @@ def test_error_equals_that_of_datasketch() -> None:
     batch = planted_pairs(pairs, 100, np.full(pairs, 0.3), 4)
     hashes, offsets = parameters.shingles(batch)
     u, v = ends(pairs)
-    true = jaccard(hashes, offsets, u, v)
+    true = jaccard((hashes, offsets), u, v)
     theirs = []
     for i in range(2 * pairs):
         sketch = datasketch.MinHash(num_perm=128, hashfunc=lambda x: int.from_bytes(x[:4], "little"))
@@ -173,7 +180,10 @@ def test_jaccard_equals_sets(sets: list[set[int]]) -> None:
     u, v = (x.ravel() for x in np.indices((len(sets), len(sets))))
     expected = [len(sets[a] & sets[b]) / max(1, len(sets[a] | sets[b])) if sets[a] | sets[b] else 1.0
                 for a, b in zip(u, v, strict=True)]  # fmt: skip
-    np.testing.assert_allclose(jaccard(hashes, offsets, u, v), expected)
+    np.testing.assert_allclose(jaccard((hashes, offsets), u, v), expected)
+    last, start = hashes[offsets[-2] :], np.zeros(len(sets), np.int64)
+    against = jaccard((hashes, offsets), np.arange(len(sets)), start, (last, np.array([0, len(last)])))
+    np.testing.assert_allclose(against, expected[len(sets) - 1 :: len(sets)])
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.8])

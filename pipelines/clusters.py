@@ -30,7 +30,7 @@ IN_PROCESS = 100_000_000  # nodes: 0.9 GB
 EDGE_ROWS = 4_000_000  # edges to a partition of the shuffle: 64 MB
 ROUNDS = 64  # a path of 2^32 nodes takes about 40
 BLOCK = tuple[int, pa.RecordBatch]
-File = dict[str, Any]  # path, rows, partition, received, hash
+File = dict[str, Any]  # path, rows, ends, partition, received, hash
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Scratch:
     def write(self, name: str, u: np.ndarray, v: np.ndarray, **record: Any) -> File:
         path = f"{self.folder}/{name}.parquet"
         table = pa.table({"u": pa.array(u.astype(np.int64, copy=False)), "v": pa.array(v.astype(np.int64, copy=False))})
-        made: File = {"path": path, "rows": len(u), **record}
+        made: File = {"path": path, "rows": len(u), "ends": len(np.unique(v)), **record}
         store.write_sidecar(path, self.folder, table, made)
         return made
 

@@ -1,4 +1,4 @@
-"""The ledger: for every step and split, `in = out + dropped by reason + quarantined`; a run ends only if it balances."""
+"""The ledger: for every step and split, `in = out + dropped by reason + quarantined`; unbalanced runs do not finish."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def check(step: str, sent: Iterable[Split], records: Iterable[Record]) -> None:
         lost = [f"{source}/{name}" for source, name in (expected - came)]
         extra = [f"{source}/{name}" for source, name in (came - expected)]
         raise LedgerError(
-            f"step {step}: {len(lost)} splits did not come back ({', '.join(lost[:5]) or '-'}), {len(extra)} came twice or "
-            f"unasked ({', '.join(extra[:5]) or '-'}). The engine lost or doubled elements; run again to compute the rest."
+            f"step {step}: {len(lost)} splits did not come back ({', '.join(lost[:5]) or '-'}), {len(extra)} came "
+            f"twice or unasked ({', '.join(extra[:5]) or '-'}). The engine lost or doubled elements; run again."
         )
     for r in records:
         if not r.balances:

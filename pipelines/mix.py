@@ -83,7 +83,7 @@ class Mixture(BaseModel):
 
 @dataclass(frozen=True)
 class Share:
-    """What one source gives: tokens and documents that qualify, tokens asked of it, and the draw up to which it is taken."""
+    """What one source gives: tokens and documents that qualify, tokens asked of it, the draw up to which to take it."""
 
     available: int
     documents: int
@@ -119,16 +119,12 @@ def shares(
         if (epochs := tokens / found[source].weight) > WARN_EPOCHS:
             worth = f"beyond {WARN_EPOCHS:g} repeats add less than new text would"
             log.warning("mix.%s: source %r is repeated %.1f times; %s", name, source, epochs, worth)
-    last = 2**64 - 1
-    return {
-        source: Share(found[source].weight, found[source].documents, tokens, _cut(cuts[source]) if source in cuts else last)
-        for source, tokens in asked.items()
-    }
+    return {s: Share(found[s].weight, found[s].documents, tokens, _cut(cuts.get(s))) for s, tokens in asked.items()}
 
 
-def _cut(found: Found) -> int:
-    assert found.value is not None  # the source has documents: it has more tokens than it is asked for
-    return int(found.value)
+def _cut(found: Found | None) -> int:
+    """The draw up to which documents are taken; all of them where nothing was looked for."""
+    return 2**64 - 1 if found is None else int(found.value or 0)
 
 
 def _asked(name: str, mixture: Mixture, available: Mapping[str, int]) -> dict[str, int]:
@@ -155,8 +151,8 @@ def _check_epochs(name: str, mixture: Mixture, source: str, asked: int, availabl
         raise MixError(f"mix.{name}: source {source!r} is to give {asked:,} tokens but {none}")
     if asked > mixture.max_epochs * available:
         raise MixError(
-            f"mix.{name}: source {source!r} has {available:,} tokens and would be repeated {asked / available:.1f} times "
-            f"to give {asked:,}; lower its weight or `tokens`, or raise max_epochs (now {mixture.max_epochs:g})"
+            f"mix.{name}: source {source!r} has {available:,} tokens and would be repeated {asked / available:.1f} "
+            f"times to give {asked:,}; lower its weight or `tokens`, or raise max_epochs (now {mixture.max_epochs:g})"
         )
 
 

@@ -115,9 +115,9 @@ def near(context: Context, tables: Tables, splits: Sequence[Split], method: Near
     if method.verify is not None:
         files = verify.similar(context, tables, parts, method.sketch(), method.verify, files, scratch)
     labels = clusters.components(context, parts, files, scratch)
-    records = survivors.flag(context, tables, parts, labels, method.prefer, struct)
+    records = survivors.flag(context, tables, parts, labels, method.prefer, struct, scratch)
     scratch.discard()
-    return struct, context.settle(splits, records)
+    return struct, records
 
 
 def _base(tables: Tables, method: Near, splits: Sequence[Split], older: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,6 @@ from sql.expressions import Expression, ExpressionError, is_number
 from trainers.fit_fasttext import FastTextParameters
 
 METHODS: dict[str, Any] = {"exact": Exact, "minhash": Near}
-
-
 PACKAGES = {"fasttext": "fasttext", "tokenizer": "tokenizers", "tokens": "tokenizers", "train": "torch"}
 EXTRAS = {"fasttext": "fasttext", "tokenizers": "tokenizer", "torch": "trainer"}
 
@@ -48,7 +47,7 @@ class Plan:
             given["tokens"] = {"tokenizer": recipe.tokenizer}
         self.given = given
         self.fitted = {name for name, parameters in given.items() if any(_is_fit(v) for v in parameters.values())}
-        self.methods = {name: _made(f"dedupe.{name}", METHODS[name], parameters) for name, parameters in recipe.dedupe.items()}
+        self.methods = {name: _made(f"dedupe.{name}", METHODS[name], given) for name, given in recipe.dedupe.items()}
         self.mixtures = {name: _made(f"mix.{name}", Mixture, parameters) for name, parameters in recipe.mix.items()}
         self.columns = {name: self._column(name) for name in given if name not in self.fitted}
         for name in self.fitted:
@@ -136,8 +135,7 @@ class Plan:
             _check_weights(name, mixture, self.recipe.sources)
 
     def _with(self, shards: list[Shard], raw: Mapping[str, str], structs: dict[str, Struct]) -> pa.Schema:
-        tables = self.tables(shards, raw)
-        return Tables(tables.run, tables.text, tables.admission, tables.seed, tables.raw, structs, tables.holdout).schema()
+        return replace(self.tables(shards, raw), structs=structs).schema()
 
 
 def _is_fit(value: Any) -> bool:

@@ -48,7 +48,7 @@ class FitFastText(_Strict):
 
 
 class HoldoutSpec(_Strict):
-    """Documents that no fit and no mixture sees: `share` of the clusters of a dedupe method. Loss is measured `where`."""
+    """Documents that no fit and no mixture sees: `share` of a dedupe method's clusters. Loss is measured `where`."""
 
     share: float = Field(gt=0, lt=1)
     clusters: str = "exact"
@@ -134,7 +134,7 @@ class Recipe(_Strict):
 
     def _models(self) -> Iterator[str]:
         """Every `fit:NAME` names a fit step that makes what is wanted."""
-        named = [("tokenizer", self.tokenizer, "tokenizer")] if self.tokenizer else []
+        named: list[tuple[str, Any, str | None]] = [("tokenizer", self.tokenizer, "tokenizer")]
         for name, given in self.score.items():
             made = {"tokens": "tokenizer", "fasttext": "fasttext"}.get(given.get("scorer", name))
             named += [(f"score.{name}.{key}", value, made) for key, value in given.items()]
@@ -249,9 +249,14 @@ def _fields(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     for part in location:
         fields = [m.model_fields[part] for m in models if part in m.model_fields]
         inner = [m for field in fields for m in _models_in(field.annotation)]
-        methods = [(m, m.model_fields["method"].annotation) for m in models if "method" in m.model_fields]
-        models = inner or [m for m, method in methods if part in get_args(method)] or models
+        models = inner or [m for m in models if part in _methods(m)] or models
     return list(dict.fromkeys(name for m in models for name in m.model_fields))
+
+
+def _methods(model: type[BaseModel]) -> tuple[Any, ...]:
+    """What a model's `method` may be, by which fits are told apart."""
+    annotation: Any = model.model_fields["method"].annotation if "method" in model.model_fields else None
+    return get_args(annotation)
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

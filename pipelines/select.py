@@ -68,12 +68,12 @@ class Select:
     conditions: Mapping[str, str]
 
     def __call__(self, split: Split) -> tuple[pa.Table, Record]:
-        names = set().union(*(Expression(text).names for text in self.conditions.values()))
-        table = self.tables.load(split, {"draw", "holdout", *names})
+        used = set().union(*(Expression(text).names for text in self.conditions.values()))
+        table = self.tables.load(split, {"draw", "holdout", *used})
         n = table.num_rows
         held = table.column("holdout").to_numpy()
         names = [*self.conditions, "holdout"]
-        failed = np.full(n, len(names), np.int16)  # place in `names` of what refused the document; beyond them, nothing did
+        failed = np.full(n, len(names), np.int16)  # place in `names` of what refused a document; beyond them, nothing
         if self.conditions:
             passed = evaluate({name: f"coalesce({text}, false)" for name, text in self.conditions.items()}, table)
             for i, column in reversed(list(enumerate(passed.columns))):

@@ -1,9 +1,8 @@
-"""What a run reads: sources, shards and splits, and the scan that finds them and sets aside those that cannot be read."""
+"""What a run reads: sources, shards and splits, and the scan that sets aside those that cannot be read."""
 
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -105,8 +104,8 @@ def _match(pattern: str) -> list[tuple[str, int, int]]:
 
         matched = FileSystems.match([pattern])[0].metadata_list
         return [(m.path, m.size_in_bytes, int(m.last_updated_in_seconds or 0)) for m in matched]
-    paths = sorted(p for p in glob.glob(pattern, recursive=True) if Path(p).is_file())
-    return [(p, (s := os.stat(p)).st_size, s.st_mtime_ns) for p in paths]
+    paths = sorted(p for p in glob.glob(pattern, recursive=True) if Path(p).is_file())  # noqa: PTH207  (absolute ones too)
+    return [(p, (s := Path(p).stat()).st_size, s.st_mtime_ns) for p in paths]
 
 
 def scan(shard: Shard, text: str) -> Shard:

@@ -44,7 +44,7 @@ def open_read(path: str) -> Any:
 
 @contextmanager
 def commit(path: str) -> Iterator[BinaryIO]:
-    """Write a file whole or not at all: the body writes to a temporary file, which gets its name when the body ends well."""
+    """Write a file whole or not at all: the body writes to a temporary file, renamed when the body ends well."""
     if is_remote(path):
         from apache_beam.io.filesystem import CompressionTypes
         from apache_beam.io.filesystems import FileSystems
@@ -225,5 +225,5 @@ def lock(folder: str) -> Any:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise FolderError(f"another corpusmill process is at work in {folder}; wait for it or choose another --run") from None
+        raise FolderError(f"another corpusmill process is at work in {folder}; wait or choose another --run") from None
     return file

@@ -86,6 +86,21 @@ def _tokens(job: Run, manifest: dict[str, Any] | None) -> dict[str, dict[str, in
     }
 
 
+def _ledger_table(steps: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(title="Ledger, in documents: balanced")
+    for name in ("step", "in", "out", "dropped", "quarantined", "splits", "reused"):
+        table.add_column(name, no_wrap=name == "step", justify="left" if name in ("step", "dropped") else "right")
+    for step, row in steps.items():
+        if step.startswith("sample:"):
+            continue  # drawn for a fit; no document leaves the corpus there
+        dropped = ", ".join(f"{reason} {n:,}" for reason, n in row["dropped"].items())
+        numbers = [f"{row[k]:,}" for k in ("in", "out", "quarantined", "splits", "reused")]
+        table.add_row(step, *numbers[:2], dropped, *numbers[2:])
+    return table
+
+
 def show(summary: dict[str, Any]) -> None:
     """Print the ledger, the tokens by source, the held-out losses and where the report is."""
     from rich.console import Console
@@ -94,18 +109,13 @@ def show(summary: dict[str, Any]) -> None:
     from pipelines.train import verdict
 
     console = Console()
-    ledger_table = Table(
-        "step", "in", "out", "dropped", "quarantined", "splits", "of these reused", title="Ledger (documents): balanced"
-    )
-    for step, row in summary["ledger"].items():
-        dropped = ", ".join(f"{reason} {n:,}" for reason, n in row["dropped"].items())
-        ledger_table.add_row(
-            step,
-            *(f"{row[k]:,}" for k in ("in", "out")),
-            dropped,
-            *(f"{row[k]:,}" for k in ("quarantined", "splits", "reused")),
-        )
-    console.print(ledger_table)
+    if not console.is_terminal:
+        console = Console(width=120)  # logs need not wrap at 80 columns
+    console.print(_ledger_table(summary["ledger"]))
+    for item in summary["shards"]["quarantined"]:
+        console.print(f"quarantined {item['path']}: {item['cause']}", markup=False)
+    if summary["duplicate_ids"]:
+        console.print(f"{summary['duplicate_ids']:,} documents carry the id of another one; all of them live on")
     if summary["tokens_by_source"]:
         tokens = Table("source", "tokens in the corpus", "in the mixture", title="Tokens by source")
         for source, count in summary["tokens_by_source"].items():

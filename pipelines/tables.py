@@ -1,4 +1,4 @@
-"""The documents of one split as a table: columns of its shard, index columns, and one struct per sidecar, aligned by row.
+"""The documents of one split as a table: columns of its shard and its index, and a struct per sidecar, aligned by row.
 
 What select, mix, fits and thresholds evaluate SQL on. Only the columns that an expression names are read.
 """
@@ -101,10 +101,10 @@ class Tables:
 
     def _struct(self, split: Split, name: str, documents: pa.Table) -> pa.ChunkedArray:
         sidecar = store.read_table(split.sidecar(f"{self.run}/{self.structs[name].folder}"))
-        if not (sidecar.column("row").equals(documents.column("row")) and sidecar.column("id").equals(documents.column("id"))):
+        if not all(sidecar.column(key).equals(documents.column(key)) for key in ("row", "id")):
             raise MisalignedError(
-                f"{self.structs[name].folder}/{split.source}/{split.name}.parquet holds {sidecar.num_rows} rows that are not the "
-                f"{documents.num_rows} documents of its split; remove the file and run again"
+                f"{self.structs[name].folder}/{split.source}/{split.name}.parquet holds {sidecar.num_rows} rows that "
+                f"are not the {documents.num_rows} documents of its split; remove the file and run again"
             )
         return sidecar.column(2)
 

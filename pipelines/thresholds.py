@@ -48,7 +48,7 @@ class Statistic:
 
 @dataclass(frozen=True)
 class Found:
-    """A statistic's value (None where no document counts), what counts in documents and weight, and the weight up to it."""
+    """A statistic's value (None where no document counts), the documents and weight that count, the weight up to it."""
 
     value: float | int | None
     documents: int

@@ -32,7 +32,7 @@ class FastText(Scorer):
         if not file.is_file():
             raise ValueError(f"no fastText model at {file}; give a .bin file or a folder with model.bin")
         if self.positive is None and not (file.parent / "card.json").is_file():
-            raise ValueError(f"{file} has no card.json beside it, so `positive` must name the label to score, as __label__1")
+            raise ValueError(f"{file} has no card.json beside it, so `positive` must name a label, as __label__1")
         return self
 
     def fields(self) -> pa.StructType:
@@ -44,7 +44,11 @@ class FastText(Scorer):
 
         file = self.model / "model.bin" if self.model.is_dir() else self.model
         card = file.parent / "card.json"
-        return fasttext.load_model(str(file)), self.positive or json.loads(card.read_text())["positive"]
+        model = fasttext.load_model(str(file))
+        positive = self.positive or json.loads(card.read_text())["positive"]
+        if positive not in model.labels:
+            raise ValueError(f"{file} has no label {positive!r}; its labels are {', '.join(model.labels[:20])}")
+        return model, positive
 
     def setup(self) -> None:
         _ = self._loaded

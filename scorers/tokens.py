@@ -29,19 +29,22 @@ class Tokens(Scorer):
         return path
 
     def fields(self) -> pa.StructType:
-        return pa.struct([pa.field("count", pa.int64(), nullable=False, metadata={"unit": "tokens, end of text included"})])
+        unit = {"unit": "tokens, end of text included"}
+        return pa.struct([pa.field("count", pa.int64(), nullable=False, metadata=unit)])
 
     @cached_property
     def _loaded(self) -> Any:
         from tokenizers import Tokenizer
 
-        return Tokenizer.from_file(str(self.tokenizer / "tokenizer.json" if self.tokenizer.is_dir() else self.tokenizer))
+        path = self.tokenizer
+        return Tokenizer.from_file(str(path / "tokenizer.json" if path.is_dir() else path))
 
     def setup(self) -> None:
         _ = self._loaded
 
     def score(self, batch: Batch) -> pa.StructArray:
-        encoded = self._loaded.encode_batch_fast(batch.text.to_pylist(), add_special_tokens=False)  # takes a list of str
+        texts = batch.text.to_pylist()  # the library takes a list of str
+        encoded = self._loaded.encode_batch_fast(texts, add_special_tokens=False)
         counts = np.fromiter(map(len, encoded), dtype=np.int64, count=len(batch)) + 1
         return pa.StructArray.from_arrays([pa.array(counts)], fields=list(self.fields()))
 

@@ -99,7 +99,7 @@ class Expression:
     def _check_pure(self, columns: pa.Schema) -> None:
         known = {name.lower() for name in columns.names}
         for node in _walk(self._statement):
-            kind, name = node.get("class"), str(node.get("function_name", "")).lower()
+            kind, name = str(node.get("class")), str(node.get("function_name", "")).lower()
             if kind == "COLUMN_REF" and len(node["column_names"]) == 1 and node["column_names"][0].lower() not in known:
                 name = node["column_names"][0].lower()  # current_date and its like are written without brackets
             if kind in ("WINDOW", "SUBQUERY", "STAR") or name == "unnest":

@@ -5,7 +5,11 @@ One process and one thread, so that the same sample and seed give the same bits.
 
 from __future__ import annotations
 
+import ctypes
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from scorers.fasttext import one_line, probabilities
 
 GOOD, OTHER = "__label__good", "__label__other"
+LABEL = re.compile(r"(?<!\S)__label__\S*")
+M_PERTURB = -6  # of glibc's mallopt
 
 
 class FastTextParameters(BaseModel):
-    """fastText's own parameters. Defaults are those of PreSelect (arXiv 2503.00808, table 5) but for a smaller table of n-grams."""
+    """fastText's own. Defaults are those of PreSelect (arXiv 2503.00808, table 5) but for a smaller n-gram table."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     lr: float = Field(0.1, gt=0)
@@ -31,49 +37,73 @@ class FastTextParameters(BaseModel):
     zero_end_of_sentence: bool = True  # fastText's </s> feature carries length, not quality
 
 
-def fit_fasttext(good: list[str], other: list[str], out: Path, parameters: FastTextParameters, seed: int = 0) -> dict[str, Any]:
+def fit_fasttext(
+    good: list[str], other: list[str], out: Path, parameters: FastTextParameters, seed: int = 0
+) -> dict[str, Any]:
     """Fit on both lists, every tenth document of each held out; writes `out/model.bin` and `out/card.json`.
 
+    Words that look like fastText's labels are left out, as they are when it predicts: in training they would be labels.
+
     Returns:
-        The card: parameters, counts, newline convention, hold-out ROC-AUC with its standard error (Hanley and McNeil 1982)
-        and a calibration table.
+        The card: parameters, counts, newline convention, hold-out ROC-AUC with its standard error (Hanley and McNeil
+        1982) and a calibration table.
 
     Raises:
         ValueError: fewer than 20 documents on one side.
     """
     if min(len(good), len(other)) < 20:
-        raise ValueError(f"fastText needs at least 20 documents on each side; given {len(good)} good and {len(other)} other")
+        given = f"{len(good)} good and {len(other)} other"
+        raise ValueError(f"fastText needs at least 20 documents on each side; given {given}")
     import fasttext
 
     out.mkdir(parents=True, exist_ok=True)
     train = [(GOOD, t) for i, t in enumerate(good) if i % 10] + [(OTHER, t) for i, t in enumerate(other) if i % 10]
     order = np.random.default_rng(seed).permutation(len(train))
     lines = out / "train.txt"
-    with lines.open("w") as file:
-        for i in order:
-            file.write(f"{train[i][0]} {one_line(train[i][1][: parameters.characters])}\n")
     p = parameters
-    model = fasttext.train_supervised(
-        str(lines), lr=p.lr, dim=p.dim, epoch=p.epoch, wordNgrams=p.word_ngrams, bucket=p.bucket, minCount=p.min_count,
-        minn=0, maxn=0, thread=1, seed=seed, verbose=0,
-    )  # fmt: skip
+    with lines.open("w", encoding="utf-8") as file:
+        for i in order:
+            file.write(f"{train[i][0]} {LABEL.sub('', one_line(train[i][1][: p.characters]))}\n")
+    with _zeroed_memory():
+        model = fasttext.train_supervised(
+            str(lines), lr=p.lr, dim=p.dim, epoch=p.epoch, wordNgrams=p.word_ngrams, bucket=p.bucket,
+            minCount=p.min_count, minn=0, maxn=0, thread=1, seed=seed, verbose=0,
+        )  # fmt: skip
     lines.unlink()
     if parameters.zero_end_of_sentence:
         _zero(model, "</s>")
     temporary = out / "model.bin.tmp"
     model.save_model(str(temporary))
     temporary.replace(out / "model.bin")
-    scores = {side: probabilities(model, [t[: p.characters] for t in texts[::10]], GOOD) for side, texts in (("good", good), ("other", other))}
+    held = ([t[: p.characters] for t in texts[::10]] for texts in (good, other))
+    scores = [probabilities(model, texts, GOOD) for texts in held]
     card = {
         "positive": GOOD,
         "newline": " ",
         "parameters": parameters.model_dump(),
         "seed": seed,
         "documents": {"good": len(good), "other": len(other)},
-        "holdout": evaluation(scores["good"], scores["other"]),
+        "holdout": evaluation(*scores),
     }
     (out / "card.json").write_text(json.dumps(card, indent=1))
     return card
+
+
+@contextmanager
+def _zeroed_memory() -> Iterator[None]:
+    """New memory is zero. fastText 0.9.3 with one thread draws a tenth of its table and leaves the rest as it finds it,
+    which in a small table is what was freed before: other bits each time, or not a number.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # no glibc: only large tables, which come fresh, are sure to be zero
+        yield
+        return
+    mallopt(M_PERTURB, 0xFF)  # fills with the complement
+    try:
+        yield
+    finally:
+        mallopt(M_PERTURB, 0)
 
 
 def _zero(model: Any, word: str) -> None:
@@ -92,11 +122,14 @@ def evaluation(good: np.ndarray, other: np.ndarray) -> dict[str, Any]:
     scores = np.concatenate([good, other])
     auc = float(roc_auc_score(truth, scores))
     q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
-    variance = (auc * (1 - auc) + (len(good) - 1) * (q1 - auc**2) + (len(other) - 1) * (q2 - auc**2)) / (len(good) * len(other))
+    pairs = len(good) * len(other)
+    variance = (auc * (1 - auc) + (len(good) - 1) * (q1 - auc**2) + (len(other) - 1) * (q2 - auc**2)) / pairs
     bins = np.minimum((scores * 10).astype(int), 9)
-    calibration = [
-        {"from": b / 10, "documents": int((bins == b).sum()), "score": float(scores[bins == b].mean()), "good": float(truth[bins == b].mean())}
-        for b in range(10)
-        if (bins == b).any()
-    ]
-    return {"documents": len(truth), "auc": auc, "auc_standard_error": float(np.sqrt(max(variance, 0.0))), "calibration": calibration}
+    calibration = []
+    for decile in range(10):
+        here = bins == decile
+        if here.any():
+            means = {"score": float(scores[here].mean()), "good": float(truth[here].mean())}
+            calibration.append({"from": decile / 10, "documents": int(here.sum()), **means})
+    error = float(np.sqrt(max(variance, 0.0)))
+    return {"documents": len(truth), "auc": auc, "auc_standard_error": error, "calibration": calibration}

@@ -36,6 +36,7 @@ def fit_tokenizer(texts: Iterable[str], out: Path, vocabulary: int = 8192) -> Pa
     temporary = out / "tokenizer.json.tmp"
     tokenizer.save(str(temporary))
     temporary.replace(out / "tokenizer.json")
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "bos_token": END, "model_max_length": 1_000_000}
+    settings = {"eos_token": END, "bos_token": END, "model_max_length": 1_000_000}
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
     return out

@@ -1,6 +1,6 @@
 """Seeded draws: one uniform 64-bit number per document, a function of (seed, id) alone.
 
-Every random choice and every tie goes by them, so that results do not change with the order of shards, batches or workers.
+Every random choice and every tie goes by them, so that results do not change with the order of shards or workers.
 """
 
 from __future__ import annotations

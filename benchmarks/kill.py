@@ -97,10 +97,16 @@ def kill_at(count: int, process: subprocess.Popen[bytes], folder: Path, alone: b
 def whole_models(files: Files) -> Files:
     """A model counts as committed once its card beside the folder is there; files of unfinished ones are made again."""
     made = {path.removesuffix(".json") for path in files if path.count("/") == 1 and path.endswith(".json")}
-    return {p: s for p, s in files.items() if not p.startswith("models/") or "/".join(p.split("/")[:2]).removesuffix(".json") in made}
+    return {
+        p: s
+        for p, s in files.items()
+        if not p.startswith("models/") or "/".join(p.split("/")[:2]).removesuffix(".json") in made
+    }
 
 
-def torment(recipe_file: Path, folder: Path, moments: list[int], workers: int) -> tuple[list[dict[str, Any]], list[str]]:
+def torment(
+    recipe_file: Path, folder: Path, moments: list[int], workers: int
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Kill at each of the moments, each time on top of what the last run left; returns the kills and the files rewritten."""
     kills, rewritten = [], []
     before: Files = {}
@@ -111,7 +117,9 @@ def torment(recipe_file: Path, folder: Path, moments: list[int], workers: int) -
         after = committed(folder)
         rewritten += [path for path, state in whole_models(before).items() if after.get(path) != state]
         temporaries = sum(1 for _ in folder.rglob("*.tmp"))
-        kills.append({"at": moment, "committed": len(after), "temporaries": temporaries, "returncode": process.returncode})
+        kills.append(
+            {"at": moment, "committed": len(after), "temporaries": temporaries, "returncode": process.returncode}
+        )
         before = after
     finish(recipe_file, folder, workers)
     after = committed(folder)

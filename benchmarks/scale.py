@@ -9,8 +9,10 @@ with a quantile and mixes; nothing is trained. The models are fitted once, befor
     seconds_per_mb   wall clock of a whole run by the size of its text in MB (10^6 bytes), worker processes' start included
     start_seconds    the same run on one row group: what does not grow
     peak_mb          largest resident set of any process of any run, in MB
+    seconds_per_mb_after_start   the same less start_seconds
     overhead         scoring pass: wall clock x workers / seconds that one process takes for the same kernels in a plain loop
-                     over the same batches, writing the same sidecars. `overhead_with_start` counts the start of workers too
+                     over the same batches, writing the same sidecars. less the start of the workers; `overhead_with_start` counts it too, and
+                     `overhead_cpu` compares processor seconds of all processes, which other work on the machine disturbs less
 
 The last line of standard output is one JSON object.
 """
@@ -20,13 +22,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +49,11 @@ GROUP_BYTES = 8e6
 
 def repeat(corpus: Path, out: Path, megabytes: float, unique: bool) -> float:
     """Write the shards of `corpus` again and again under new ids, some MB at a time; returns megabytes of text."""
-    groups = [(path.parent.name, path, g) for path in sorted(corpus.glob("*/*.parquet")) for g in range(pq.read_metadata(path).num_row_groups)]
+    groups = [
+        (path.parent.name, path, g)
+        for path in sorted(corpus.glob("*/*.parquet"))
+        for g in range(pq.read_metadata(path).num_row_groups)
+    ]
     writers: dict[str, Shards] = {source: Shards(out / source) for source in {source for source, _, _ in groups}}
     written, turn = 0.0, 0
     while written < megabytes * 1e6:
@@ -110,31 +118,27 @@ def fit(corpus: Path, models: Path) -> None:
     from trainers.fit_fasttext import FastTextParameters, fit_fasttext
     from trainers.fit_tokenizer import fit_tokenizer
 
-    texts = {p.name: pq.read_table(next(p.glob("*.parquet")), columns=["text"]).column("text").to_pylist()[:1000] for p in sorted(corpus.iterdir())}
+    texts = {
+        p.name: pq.read_table(next(p.glob("*.parquet")), columns=["text"]).column("text").to_pylist()[:1000]
+        for p in sorted(corpus.iterdir())
+    }
     everything = [text for some in texts.values() for text in some[:300]]
     fit_tokenizer(everything, models / "tokenizer", 8192)
     fit_fasttext(next(iter(texts.values())), everything, models / "quality", FastTextParameters())
 
 
 @contextmanager
-def watched(every: float = 0.1) -> Iterator[dict[int, tuple[str, float]]]:
+def watched(every: float = 0.1) -> Iterator[dict[int, float]]:
     """Peak resident MB of this process and of each of its descendants, by process id, while the body runs."""
-    peaks: dict[int, tuple[str, float]] = {}
+    peaks: dict[int, float] = {}
     stop, me = threading.Event(), psutil.Process()
-
-    def look() -> None:
-        for process in [me, *me.children(recursive=True)]:
-            try:
-                name = "launcher" if process.pid == me.pid else " ".join(process.cmdline()[1:3])
-                peaks[process.pid] = name, max(peaks.get(process.pid, ("", 0.0))[1], process.memory_info().rss / 1e6)
-            except psutil.NoSuchProcess:
-                continue
 
     def watch() -> None:
         while not stop.wait(every):
-            look()
+            for process in [me, *me.children(recursive=True)]:
+                with suppress(psutil.NoSuchProcess):
+                    peaks[process.pid] = max(peaks.get(process.pid, 0.0), process.memory_info().rss / 1e6)
 
-    look()
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
@@ -144,41 +148,52 @@ def watched(every: float = 0.1) -> Iterator[dict[int, tuple[str, float]]]:
         thread.join()
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    started = time.perf_counter()
-    result = work()
-    return time.perf_counter() - started, result
-
-
 def measure(given: dict[str, Any], run_folder: Path, workers: int) -> dict[str, Any]:
     """One whole run in a process of its own, as from the command line; seconds by step, peaks by process."""
-    code = (
-        "import json, sys, yaml; from pipelines.recipe import parse; from pipelines.run import run\n"
-        "s = run(parse(yaml.safe_load(sys.argv[1])), sys.argv[2], workers=int(sys.argv[3]), until='mix')\n"
-        "import resource; s['launcher_mb'] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6\n"
-        "print(json.dumps(s, default=str))"
-    )
-    root = str(Path(__file__).parents[1])
+    command = [
+        sys.executable,
+        __file__,
+        "--one",
+        json.dumps(given),
+        "--folder",
+        str(run_folder),
+        f"--workers={workers}",
+    ]
     with watched() as peaks:
-        command = [sys.executable, "-c", code, json.dumps(given), str(run_folder), str(workers)]
-        process = psutil.Popen(command, cwd=root, stdout=-1, env={**os.environ, "PYTHONPATH": root})
+        process = psutil.Popen(command, stdout=subprocess.PIPE)
         out, _ = process.communicate()
     if process.returncode:
         raise SystemExit(f"the run failed with exit code {process.returncode}")
-    summary = json.loads(out.splitlines()[-1])
-    mine = os.getpid()
-    worker_mb = max((mb for pid, (_, mb) in peaks.items() if pid not in (mine, process.pid)), default=0.0)
+    others = [mb for pid, mb in peaks.items() if pid not in (os.getpid(), process.pid)]
+    return {**json.loads(out.splitlines()[-1]), "worker_mb": round(max(others, default=0.0))}
+
+
+def one(given: dict[str, Any], folder: str, workers: int) -> dict[str, Any]:
+    """The run itself, and the processor seconds that its scoring pass took in all processes."""
+    from pipelines.recipe import parse
+    from pipelines.run import Run
+
+    began = time.perf_counter()
+    job = Run(parse(given), folder, workers=workers)
+    job.start()
+    before = os.times()
+    job.score()
+    cpu = sum(os.times()[:4]) - sum(before[:4])
+    for step in (job.dedupe, job.fit, job.select, job.mix, job.balance):
+        step()
+    status = Path("/proc/self/status").read_text()
     return {
-        "seconds": summary["seconds"],
-        "documents": summary["documents_in"],
-        "launcher_mb": round(summary["launcher_mb"]),
-        "worker_mb": round(worker_mb),
-        "mixture_digest": summary["mixture_digest"],
+        "seconds": {k: round(v, 2) for k, v in job.context.seconds.items()}
+        | {"total": round(time.perf_counter() - began, 2)},
+        "score_cpu_seconds": round(cpu, 2),
+        "documents": job.documents,
+        "mixture_digest": job.manifests["curated"]["digest"],
+        "launcher_mb": round(int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) * 1024 / 1e6),
     }
 
 
-def kernels(given: dict[str, Any], run_folder: Path) -> tuple[float, dict[str, float]]:
-    """Seconds for what the scoring pass does, in a plain loop: read, score with every column, write the sidecars."""
+def kernels(given: dict[str, Any], run_folder: Path) -> tuple[float, float, dict[str, float]]:
+    """Seconds, processor seconds and parts of them for what the scoring pass does, in a plain loop: read, score with every column, write the sidecars."""
     from pipelines.plan import Plan
     from pipelines.reading import INDEX, read
     from pipelines.recipe import parse
@@ -192,9 +207,12 @@ def kernels(given: dict[str, Any], run_folder: Path) -> tuple[float, dict[str, f
     todo = splits(scan(shard, "text") for shard in expand(plan.recipe.sources))
     run_folder.mkdir(parents=True)
     parts = dict.fromkeys(["read", *(c.folder for c in columns), "write"], 0.0)
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     for n, split in enumerate(todo):
-        sinks = [pq.ParquetWriter(run_folder / f"{n}.{k}.parquet", schema, compression="zstd", compression_level=1) for k, schema in enumerate([INDEX, *(c.schema() for c in columns)])]
+        sinks = [
+            pq.ParquetWriter(run_folder / f"{n}.{k}.parquet", schema, compression="zstd", compression_level=1)
+            for k, schema in enumerate([INDEX, *(c.schema() for c in columns)])
+        ]
         at = time.perf_counter()
         for part in read(split, "text", plan.recipe.admission, columns=[]):
             at = _lap(parts, "read", at)
@@ -209,7 +227,7 @@ def kernels(given: dict[str, Any], run_folder: Path) -> tuple[float, dict[str, f
             at = _lap(parts, "write", at)
         for sink in sinks:
             sink.close()
-    return time.perf_counter() - began, parts
+    return time.perf_counter() - began, time.process_time() - cpu, {name: round(s, 2) for name, s in parts.items()}
 
 
 def _lap(parts: dict[str, float], name: str, since: float) -> float:
@@ -224,9 +242,15 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, help="folder with one folder of shards per source; made if not given")
     parser.add_argument("--folder", type=Path, help="where inputs and runs go; a temporary folder if not given")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--unique", action="store_true", help="make every repeat differ, so that nothing is a duplicate")
+    parser.add_argument(
+        "--unique", action="store_true", help="make every repeat differ, so that nothing is a duplicate"
+    )
     parser.add_argument("--json", action="store_true", help="print the JSON line only")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # a recipe: the run that is measured, in its own process
     given = parser.parse_args()
+    if given.one:
+        print(json.dumps(one(json.loads(given.one), str(given.folder), given.workers)))
+        return
     with tempfile.TemporaryDirectory(prefix="corpusmill-scale-", dir=given.folder) as folder:
         result = compare(Path(folder), given)
     if not given.json:
@@ -242,39 +266,46 @@ def compare(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
         corpus = folder / "corpus"
         build(corpus, 25)
     fit(corpus, folder / "models")
-    sizes: dict[str, dict[str, Any]] = {}
     repeat(corpus, folder / "tiny", 1e-6, given.unique)
     tiny = recipe(folder / "tiny", folder / "models")
     kernels(tiny, folder / "warm")  # compiles the kernels, or loads them
     start = measure(tiny, folder / "run-tiny", given.workers)
-    overheads = {}
-    for size in map(float, given.sizes_mb.split(",")):
-        input_folder = folder / "input"
-        megabytes = repeat(corpus, input_folder, size, given.unique)
-        plan = recipe(input_folder, folder / "models")
-        plain, parts = kernels(plan, folder / "plain")
-        made = measure(plan, folder / "run", given.workers)
-        score = made["seconds"]["score"]
-        overheads[size] = (score - start["seconds"]["score"]) * given.workers / plain, score * given.workers / plain
-        made |= {"megabytes": megabytes, "seconds_per_mb": made["seconds"]["total"] / megabytes}
-        made |= {"kernel_seconds": plain, "kernel_parts": {k: round(v, 2) for k, v in parts.items()}}
-        made |= {"overhead": overheads[size][0], "overhead_with_start": overheads[size][1]}
-        sizes[f"{size:g}"] = made
-        print(f"{size:g} MB: {json.dumps(made)}", file=sys.stderr, flush=True)
+    sizes: dict[str, dict[str, Any]] = {}
+    for size in given.sizes_mb.split(","):
+        megabytes = repeat(corpus, folder / "input", float(size), given.unique)
+        sizes[size] = paired(folder, start, given.workers, megabytes)
+        print(f"{size} MB: {json.dumps(sizes[size])}", file=sys.stderr, flush=True)
         for done in ("input", "plain", "run"):
             shutil.rmtree(folder / done)
-    largest = sizes[f"{max(overheads):g}"]
-    rates = [made["seconds_per_mb"] for made in sizes.values()]
+    rates = {name: made["seconds_per_mb"] for name, made in sizes.items()}
+    largest = sizes[max(sizes, key=float)]
     return {
-        "seconds_per_mb": {name: round(made["seconds_per_mb"], 4) for name, made in sizes.items()},
-        "spread": round(float(np.ptp(rates) / np.mean(rates)), 3),
+        "seconds_per_mb": rates,
+        "spread": round(max(rates.values()) / min(rates.values()) - 1, 3),
         "peak_mb": max(max(made["launcher_mb"], made["worker_mb"]) for made in sizes.values()),
-        "overhead": round(largest["overhead"], 3),
-        "overhead_with_start": round(largest["overhead_with_start"], 3),
+        **{name: largest[name] for name in ("overhead", "overhead_with_start", "overhead_cpu")},
         "start_seconds": start["seconds"]["total"],
         "workers": given.workers,
         "cores": len(psutil.Process().cpu_affinity()),
         "sizes": sizes,
+    }
+
+
+def paired(folder: Path, start: dict[str, Any], workers: int, megabytes: float) -> dict[str, Any]:
+    """The plain loop, then the run, over the same input."""
+    plan = recipe(folder / "input", folder / "models")
+    plain, plain_cpu, parts = kernels(plan, folder / "plain")
+    made = measure(plan, folder / "run", workers)
+    score = made["seconds"]["score"]
+    return {
+        **made,
+        "megabytes": round(megabytes, 1),
+        "seconds_per_mb": round(made["seconds"]["total"] / megabytes, 4),
+        "seconds_per_mb_after_start": round((made["seconds"]["total"] - start["seconds"]["total"]) / megabytes, 4),
+        "kernel_seconds": {"total": round(plain, 2), "cpu": round(plain_cpu, 2), **parts},
+        "overhead": round((score - start["seconds"]["score"]) * workers / plain, 3),
+        "overhead_with_start": round(score * workers / plain, 3),
+        "overhead_cpu": round((made["score_cpu_seconds"] - start["score_cpu_seconds"]) / plain_cpu, 3),
     }
 
 

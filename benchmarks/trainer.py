@@ -5,10 +5,10 @@
 Same model (same initial weights), documents, row length, tokens per batch, optimiser settings, precision and threads.
 Runs alternate, each in a process of its own; a rate is that of all steps after the first two, and figures are medians
 over pairs. TRL gets the documents as token ids, gradient checkpointing off, rows one by one with accumulation (a
-whole batch at once is 5 times slower there: it joins the rows into one with a mask of all tokens against all), and its
-own defaults for the rest. It runs in an environment of its own (`--environment`, made with venv and pip where it does
-not exist yet). Without --shards the documents are the docstrings and code found on this machine. Target tokens are
-counted for both.
+whole batch at once is about 4 times slower there: it joins the rows into one with a mask of all tokens against all),
+and its own defaults for the rest. It runs in an environment of its own (`--environment`, made with venv and pip where
+it does not exist yet). Without --shards the documents are the docstrings and code found on this machine. Target
+tokens are counted for both.
 """
 
 from __future__ import annotations

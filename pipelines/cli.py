@@ -93,6 +93,7 @@ def score(
 def dedupe(
     data: Input,
     options: Options = None,
+    method: Annotated[str, typer.Option(help="exact, or minhash for near duplicates.")] = "exact",
     prefer: Annotated[
         str, typer.Option(help="SQL: of equal documents, the one with the highest value stays.")
     ] = "bytes",
@@ -100,9 +101,9 @@ def dedupe(
     workers: Workers = 1,
     as_json: Json = False,
 ) -> None:
-    """Flag exact duplicates. Nothing is removed: `exact.keep` is a column for select."""
+    """Flag duplicates. Nothing is removed: `exact.keep` and `minhash.keep` are columns for select."""
     _guarded(
-        lambda: _step(data, "dedupe", {"dedupe": {"exact": {"prefer": prefer}}}, folder, options, workers), as_json
+        lambda: _step(data, "dedupe", {"dedupe": {method: {"prefer": prefer}}}, folder, options, workers), as_json
     )
 
 
@@ -157,6 +158,58 @@ def _step(
 
     recipe, run = recipe_for(data, parts, folder)
     return _finish(recipe, run_recipe(recipe, run, options or [], workers, step), summary)
+
+
+@app.command()
+def export(
+    data: Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or a run folder.")],
+    options: Options = None,
+    out: Annotated[str, typer.Option(help="Folder for the shards, one folder per source.")] = "export",
+    folder: Folder = None,
+    workers: Workers = 1,
+    as_json: Json = False,
+) -> None:
+    """Write the selected documents as Parquet shards. What of the run is missing up to the selection is computed first."""
+
+    _guarded(lambda: _export(data, options or [], out, folder, workers), as_json)
+
+
+def _export(data: str, options: list[str], out: str, folder: str | None, workers: int) -> dict[str, Any]:
+    from pipelines import ledger, summary
+    from pipelines.export import export
+    from pipelines.recipe import load
+    from pipelines.run import STEPS, Run
+    from pipelines.steps_alone import recipe_for
+
+    recipe, run = recipe_for(data, {}, folder) if Path(data).is_dir() else (load(data), folder)
+    job = Run(recipe, run or f"runs/{recipe.name}", options, workers)
+    job.start()
+    for step in STEPS[: STEPS.index("select") + 1] if job.splits else ():
+        getattr(job, step)()
+        job.balance()
+    records = export(job.context, job.tables, job.splits, out) if job.splits else []
+    result = {**summary.summarise(job), "export": {"folder": out, **ledger.totals(records)}}
+    return _finish(recipe, result, summary)
+
+
+@app.command()
+def estimate(
+    data: Input,
+    sample_mb: Annotated[float, typer.Option(help="Megabytes of text to read.", min=0.1)] = 64,
+    text: Annotated[str, typer.Option(help="Column of the texts, with a glob.")] = "text",
+    workers: Workers = 1,
+    as_json: Json = False,
+) -> None:
+    """Estimate duplicates, seconds, memory and disk of exact and near dedupe from a sample, before the full run."""
+
+    def ask() -> dict[str, Any]:
+        from pipelines.estimate import estimate, show
+
+        result = estimate(data, sample_mb, text, workers)
+        show(result)
+        return result
+
+    _guarded(ask, as_json)
 
 
 @app.command("sample-corpus")

@@ -21,17 +21,35 @@ def code_digest(module: str) -> str:
         name = todo.pop()
         if name in seen:
             continue
-        tree = ast.parse(_source(name))
+        tree, seen[name] = _parsed(_source(name))
         todo += _imports(tree, name)
-        seen[name] = store.digest(ast.dump(_without_docstrings(tree)))
     return store.digest(sorted(seen.items()))
 
 
+@cache
+def _parsed(text: str) -> tuple[ast.Module, str]:
+    """A module's syntax tree without docstrings, and its digest."""
+    tree = _without_docstrings(ast.parse(text))
+    return tree, store.digest(ast.dump(tree))
+
+
 def _source(module: str) -> str:
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
+    if not _is_module(module):
         raise ModuleNotFoundError(module)
-    return Path(spec.origin).read_text(encoding="utf-8")
+    return _file(module).read_text(encoding="utf-8")
+
+
+def _file(module: str) -> Path:
+    """Where a module of a package would be. To ask `find_spec` for it runs the modules above it, which may load torch."""
+    package, *rest = module.split(".")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(module)
+    return Path(spec.submodule_search_locations[0]).joinpath(*rest).with_suffix(".py")
+
+
+def _is_module(name: str) -> bool:
+    return _file(name).is_file()
 
 
 def _imports(tree: ast.AST, module: str) -> list[str]:
@@ -45,13 +63,6 @@ def _imports(tree: ast.AST, module: str) -> list[str]:
             origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             found += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
     return [name for name in found if name.split(".")[0] in OURS and "." in name and _is_module(name)]
-
-
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import pyarrow as pa
+
 from pipelines import store
 from pipelines.code import code_digest
 from pipelines.plan import model_folder
@@ -23,7 +25,7 @@ def fit(
 ) -> dict[str, Any]:
     """Fit one model into RUN/models/NAME unless it is current; returns {key, digest, seconds, reused}."""
     started = time.perf_counter()
-    samples = [draw(context, tables, splits, sample, documents) for sample in _samples(name, spec)]
+    samples = _samples(context, tables, splits, name, spec, documents)
     parts = [
         table.column(2).to_numpy().tobytes() + "\0".join(table.column("id").to_pylist()).encode() for table in samples
     ]
@@ -53,10 +55,16 @@ def fit(
     return {**made, "reused": False}
 
 
-def _samples(name: str, spec: Spec) -> list[Sample]:
+def _samples(
+    context: Context, tables: Tables, splits: Sequence[Split], name: str, spec: Spec, documents: int
+) -> list[pa.Table]:
+    """What the model is fitted on. No document of a classifier's positives is among its random ones."""
     if isinstance(spec, FitTokenizer):
-        return [Sample(name, spec.where, weight="bytes", total=round(spec.megabytes * 1e6))]
-    return [
-        Sample(f"{name}.positives", spec.positives, total=spec.documents),
-        Sample(f"{name}.negatives", spec.negatives, total=spec.documents),
-    ]
+        whole = Sample(name, spec.where, weight="bytes", total=round(spec.megabytes * 1e6))
+        return [draw(context, tables, splits, whole, documents)]
+    wanted = Sample(f"{name}.positives", spec.positives, total=spec.documents)
+    positives = draw(context, tables, splits, wanted, documents)
+    last = positives.column("draw")[-1]
+    others = f"({spec.negatives}) AND NOT (({spec.positives}) AND draw <= {last})"
+    negatives = draw(context, tables, splits, Sample(f"{name}.negatives", others, total=spec.documents), documents)
+    return [positives, negatives]

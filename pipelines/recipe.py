@@ -60,6 +60,7 @@ class Training(_Strict):
 
     mixtures: list[str] = Field(min_length=1)
     seeds: list[int] = Field([0, 1, 2], min_length=1)
+    target: list[str] | None = None
     config: dict[str, Any] = {}
 
 

@@ -40,7 +40,9 @@ class Column:
         for name, value in self.scorer:
             if isinstance(value, Path):
                 parameters[name] = store.folder_digest(str(value))
-        return store.digest(self.name, type(self.scorer).__name__, parameters, code_digest(type(self.scorer).__module__))
+        return store.digest(
+            self.name, type(self.scorer).__name__, parameters, code_digest(type(self.scorer).__module__)
+        )
 
     def schema(self) -> pa.Schema:
         return pa.schema([INDEX.field("row"), INDEX.field("id"), pa.field(self.name, self.scorer.fields())])
@@ -76,9 +78,18 @@ class ScoreSplit(beam.DoFn):
         self.plan = plan
         self._ready: set[str] = set()
 
-    def process(self, split: Split) -> Iterator[dict[str, Any]]:
+    def _records(self, split: Split) -> dict[str, dict[str, Any] | None]:
+        """What is committed of the split, by folder; None for what is missing."""
         folders = ["index", *(c.folder for c in self.plan.columns)]
-        records = {folder: self.plan.current(folder, split) for folder in folders}
+        return {folder: self.plan.current(folder, split) for folder in folders}
+
+    def held(self, split: Split) -> list[dict[str, Any]] | None:
+        """The records of a split of which nothing is missing."""
+        records = [record for record in self._records(split).values() if record is not None]
+        return [{**r, "reused": True} for r in records] if len(records) == len(self.plan.columns) + 1 else None
+
+    def process(self, split: Split) -> Iterator[dict[str, Any]]:
+        records = self._records(split)
         missing = [folder for folder, record in records.items() if record is None]
         if missing:
             try:
@@ -123,7 +134,9 @@ class ScoreSplit(beam.DoFn):
         schema = INDEX if folder == "index" else next(c for c in self.plan.columns if c.folder == folder).schema()
         return store.Sidecar(split.sidecar(f"{self.plan.run}/{folder}"), schema, self.plan.key(folder, split))
 
-    def _score(self, read: Read, columns: list[Column], sidecars: dict[str, store.Sidecar], seconds: dict[str, float]) -> None:
+    def _score(
+        self, read: Read, columns: list[Column], sidecars: dict[str, store.Sidecar], seconds: dict[str, float]
+    ) -> None:
         if not read.documents.num_rows:
             return
         batch = Batch(read.documents, text=self.plan.text)
@@ -131,7 +144,9 @@ class ScoreSplit(beam.DoFn):
             started = time.perf_counter()
             struct = column.scorer.score(batch)
             if len(struct) != len(batch):
-                raise ValueError(f"scorer {column.name!r} gave {len(struct)} rows for {len(batch)} documents; it must give one each")
+                raise ValueError(
+                    f"scorer {column.name!r} gave {len(struct)} rows for {len(batch)} documents; it must give one each"
+                )
             keys = [read.documents.column("row"), read.documents.column("id")]
             sidecars[column.folder].write(pa.RecordBatch.from_arrays([*keys, struct], schema=column.schema()))
             seconds[column.folder] += time.perf_counter() - started
@@ -139,7 +154,9 @@ class ScoreSplit(beam.DoFn):
     def _record(self, folder: str, split: Split, index: ledger.Record, seconds: float) -> ledger.Record:
         column = next(c for c in self.plan.columns if c.folder == folder)
         key = self.plan.key(folder, split)
-        return ledger.Record.of(column.step, split, index.rows_out, index.rows_out, bytes=index.bytes, seconds=seconds, key=key)
+        return ledger.Record.of(
+            column.step, split, index.rows_out, index.rows_out, bytes=index.bytes, seconds=seconds, key=key
+        )
 
 
 def _extra(columns: Sequence[Column]) -> list[str]:

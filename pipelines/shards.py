@@ -155,7 +155,7 @@ def type_text(kind: pa.DataType) -> str:
             return str(kind)
     except ValueError:
         pass
-    return pa.schema([pa.field("", kind)]).serialize().hex()
+    return pa.schema([pa.field("", kind)]).serialize().to_pybytes().hex()
 
 
 def type_of(text: str) -> pa.DataType:

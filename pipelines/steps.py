@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,9 @@ from pipelines.ledger import Record
 from pipelines.shards import Split
 
 
-LIGHT_ROWS = 1_000_000  # sidecars of fewer documents are read in the launcher: about 2 s, as long as workers take to start
+LIGHT_ROWS = (
+    1_000_000  # sidecars of fewer documents are read in the launcher: about 2 s, as long as workers take to start
+)
 
 
 @dataclass
@@ -29,7 +32,9 @@ class Context:
     seconds: dict[str, float] = field(default_factory=dict)
     records: dict[str, list[Record]] = field(default_factory=dict)
 
-    def graph(self, label: str, build: Callable[[beam.Pipeline], beam.PCollection], splits: int, rows: int | None = None) -> list[Any]:
+    def graph(
+        self, label: str, build: Callable[[beam.Pipeline], beam.PCollection], splits: int, rows: int | None = None
+    ) -> list[Any]:
         """Run a graph that ends in JSON-able elements, and return these. They come back through a file of the run folder.
 
         Args:
@@ -53,20 +58,29 @@ class Context:
 
     def deal(self, splits: Sequence[Split], elements: Sequence[Any] | None = None) -> beam.PTransform:
         """A source of splits (or of an element for each) that keeps all workers busy."""
-        return engine.deal(list(splits if elements is None else elements), [s.text_bytes + 1 for s in splits], self.workers)
+        return engine.deal(
+            list(splits if elements is None else elements), [s.text_bytes + 1 for s in splits], self.workers
+        )
 
-    def run_splits(self, label: str, splits: Sequence[Split], transform: beam.PTransform, text: bool = True) -> list[Record]:
-        """Run a transform from splits to ledger records over all splits; check, write and return the records, step by step.
+    def run_splits(self, label: str, splits: Sequence[Split], transform: beam.ParDo, text: bool = True) -> list[Record]:
+        """Run a transform from splits to ledger records over the splits that are not committed; check, write and return
+        the records of all, step by step. Where nothing is missing, no engine is started.
 
         Args:
+            transform: its DoFn tells by `held(split)` the records of a split that is committed, or None.
             text: whether it reads more than sidecars.
         """
         if not splits:
             return []
-        rows = None if text else sum(s.rows for s in splits)
-        items = self.graph(label, lambda p: p | "Splits" >> self.deal(splits) | label >> transform, len(splits), rows)
-        records = [Record(**item) for item in items]
-        return self.settle(splits, records)
+        self.seconds.setdefault(label, 0.0)
+        with ThreadPoolExecutor(16) as pool:  # footers of remote run folders are slow to come
+            held = list(pool.map(transform.fn.held, splits))
+        items = [item for records in held if records is not None for item in records]
+        todo = [split for split, records in zip(splits, held, strict=True) if records is None]
+        if todo:
+            rows = None if text else sum(s.rows for s in todo)
+            items += self.graph(label, lambda p: p | "Splits" >> self.deal(todo) | label >> transform, len(todo), rows)
+        return self.settle(splits, [Record(**item) for item in items])
 
     def settle(self, splits: Sequence[Split], records: list[Record]) -> list[Record]:
         """Check the records of one or more steps against the splits that were sent, and write them to the ledger."""
@@ -93,15 +107,21 @@ class MapSplit(beam.DoFn):
         step: name in the ledger. folder: path of the sidecars. base: what their keys depend on besides the split.
     """
 
-    def __init__(self, run: str, step: str, folder: str, base: str, compute: Callable[[Split], tuple[pa.Table, Record]]) -> None:
+    def __init__(
+        self, run: str, step: str, folder: str, base: str, compute: Callable[[Split], tuple[pa.Table, Record]]
+    ) -> None:
         self.run, self.step, self.folder, self.base, self.compute = run, step, folder, base, compute
 
+    def held(self, split: Split) -> list[dict[str, Any]] | None:
+        """The split's record if its sidecar is committed and current."""
+        record = store.committed(split.sidecar(self.folder), store.digest(self.base, split.identity()))
+        return None if record is None else [{**record, "reused": True}]
+
     def process(self, split: Split) -> Iterator[dict[str, Any]]:
-        key, path = store.digest(self.base, split.identity()), split.sidecar(self.folder)
-        record = store.committed(path, key)
-        if record is not None:
-            yield {**record, "reused": True}
+        if held := self.held(split):
+            yield from held
             return
+        key, path = store.digest(self.base, split.identity()), split.sidecar(self.folder)
         started = time.perf_counter()
         rows, made = self.compute(split)
         made.step, made.key, made.seconds = self.step, key, time.perf_counter() - started

@@ -101,6 +101,21 @@ def _ledger_table(steps: dict[str, Any]) -> Any:
     return table
 
 
+def _loss_table(summary: dict[str, Any]) -> Any:
+    """Held-out loss of each mixture: the target with its interval, then every source."""
+    from rich.table import Table
+
+    sources = summary["heldout_by_source"]
+    target = ", ".join(summary["heldout_sources"])
+    table = Table(title=f"Held-out loss, nats per token; target: {target} ({summary['heldout_documents']} documents)")
+    for name in ("mixture", "target", "95 % interval", *sources):
+        table.add_column(name, justify="left" if name == "mixture" else "right")
+    for name, value in summary["heldout_loss"].items():
+        interval = f"{value['low']:.4f} to {value['high']:.4f}"
+        table.add_row(name, f"{value['mean']:.4f}", interval, *(f"{sources[s][name]:.3f}" for s in sources))
+    return table
+
+
 def show(summary: dict[str, Any]) -> None:
     """Print the ledger, the tokens by source, the held-out losses and where the report is."""
     from rich.console import Console
@@ -122,15 +137,7 @@ def show(summary: dict[str, Any]) -> None:
             tokens.add_row(source, f"{count['before']:,}", f"{count['after']:,}")
         console.print(tokens)
     if "heldout_loss" in summary:
-        loss = Table(
-            "mixture",
-            "mean",
-            "95 % interval",
-            title=f"Held-out loss, nats per token ({summary['heldout_documents']} documents)",
-        )
-        for name, value in summary["heldout_loss"].items():
-            loss.add_row(name, f"{value['mean']:.4f}", f"{value['low']:.4f} to {value['high']:.4f}")
-        console.print(loss)
+        console.print(_loss_table(summary))
         for line in verdict(summary["heldout_difference"]):
             console.print(line)
     if "report" in summary:

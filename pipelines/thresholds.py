@@ -118,7 +118,9 @@ class CountSplit(beam.DoFn):
 
     def _bins(self, search: _Search, table: pa.Table) -> Counted:
         s = search.statistic
-        wanted = {"value": s.value, "weight": f"CAST({s.weight} AS BIGINT)", "where": f"coalesce({s.where}, false)"}
+        whole = pa.types.is_uint64(evaluate({"value": s.value}, table.slice(0, 0)).schema.field(0).type)
+        value = s.value if whole else f"CAST({s.value} AS DOUBLE)"  # as DuckDB does it when it compares
+        wanted = {"value": value, "weight": f"CAST({s.weight} AS BIGINT)", "where": f"coalesce({s.where}, false)"}
         columns = evaluate(wanted, table)
         chosen = columns.filter(columns.column("where")).drop_columns(["where"]).drop_null().combine_chunks()
         keys, valid, integer = ordered(chosen.column("value"))
@@ -135,14 +137,12 @@ class CountSplit(beam.DoFn):
 
 
 def ordered(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, bool]:
-    """uint64 keys in the order of a numeric column without nulls; which of them count (all but NaN); whether the keys
-    are the values themselves, as for unsigned 64-bit integers. All else is ordered as float64.
+    """uint64 keys in the order of a uint64 or float64 column without nulls; which of them count (all but NaN); whether
+    the keys are the values themselves.
     """
     if pa.types.is_uint64(column.type):
         return column.to_numpy(), np.ones(len(column), bool), True
-    if pa.types.is_boolean(column.type):
-        column = column.cast(pa.int8())
-    number = column.cast(pa.float64(), safe=False).to_numpy() + 0.0  # makes -0.0 equal to 0.0
+    number = column.to_numpy() + 0.0  # makes -0.0 equal to 0.0
     bits = number.view(np.uint64)
     sign = np.uint64(1) << np.uint64(63)
     return np.where(bits & sign, ~bits, bits | sign), ~np.isnan(number), False

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import engine, progress, store
@@ -107,45 +106,67 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@dataclass(frozen=True)
+class Losses:
+    """Losses of one mixture's models on the held-out documents, in the order of (source, shard, row)."""
+
+    nats: np.ndarray  # float [seeds, documents]
+    tokens: np.ndarray  # int [documents]
+    source: np.ndarray  # str [documents]
+
+    @classmethod
+    def read(cls, run: str, mixture: str, seeds: list[int]) -> Losses:
+        paths = [f"{run}/training/{mixture}/seed{seed}/evaluation.parquet" for seed in seeds]
+        order = [(name, "ascending") for name in ("source", "shard", "row")]
+        tables = [pq.read_table(path).sort_by(order) for path in paths]
+        nats = np.stack([table["nats"].to_numpy() for table in tables])
+        return cls(nats, tables[0]["tokens"].to_numpy(), tables[0]["source"].to_numpy())
+
+    def of(self, sources: list[str]) -> Losses:
+        mine = np.isin(self.source, sources)
+        return Losses(self.nats[:, mine], self.tokens[mine], self.source[mine])
+
+    def mean(self) -> float:
+        """Nats per token, over all seeds."""
+        return float(self.nats.mean(axis=0).sum() / self.tokens.sum())
+
+    def drawn(self, picks: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        """The same for each resample of (seeds, documents)."""
+        return np.array([self.nats[seeds][:, d].mean(axis=0).sum() / self.tokens[d].sum() for seeds, d in picks])
+
+
 def compare(run: str, spec: Training) -> dict[str, Any]:
     """Held-out loss of each mixture in nats per token, and of each against the last one named, with 95 % intervals.
 
     Bootstrap over held-out documents and over seeds (both resampled, percentile interval), paired by document and seed
     for differences: it tells whether another held-out draw or another seed would have said the same.
     """
-    losses = {name: _losses(run, name, spec.seeds) for name in spec.mixtures}
-    tokens = next(iter(losses.values()))[1]
+    everything = {name: Losses.read(run, name, spec.seeds) for name in spec.mixtures}
+    sources = sorted(set(everything[spec.mixtures[0]].source))
+    target = [source for source in sources if spec.target is None or source in spec.target]
+    losses = {name: each.of(target) for name, each in everything.items()}
+    documents, seeds = len(losses[spec.mixtures[0]].tokens), len(spec.seeds)
     generator = np.random.default_rng(0)
-    documents, seeds = len(tokens), len(spec.seeds)
     picks = [
         (generator.integers(seeds, size=seeds), generator.integers(documents, size=documents)) for _ in range(RESAMPLES)
     ]
-    drawn = {
-        name: np.array([nats[s][:, d].sum() / (tokens[d].sum() * seeds) for s, d in picks])
-        for name, (nats, _) in losses.items()
-    }
-    mean = {name: float(nats.sum() / (tokens.sum() * seeds)) for name, (nats, _) in losses.items()}
-    result = {name: _interval(mean[name], drawn[name]) for name in losses}
+    drawn = {name: each.drawn(picks) for name, each in losses.items()}
     base = spec.mixtures[-1]
-    differences = {
-        f"{name} - {base}": _interval(mean[name] - mean[base], drawn[name] - drawn[base]) for name in spec.mixtures[:-1]
+    return {
+        "heldout_loss": {name: _interval(each.mean(), drawn[name]) for name, each in losses.items()},
+        "heldout_difference": {
+            f"{name} - {base}": _interval(losses[name].mean() - losses[base].mean(), drawn[name] - drawn[base])
+            for name in spec.mixtures[:-1]
+        },
+        "heldout_documents": documents,
+        "heldout_sources": target,
+        "heldout_by_source": {s: {n: each.of([s]).mean() for n, each in everything.items()} for s in sources},
     }
-    return {"heldout_loss": result, "heldout_difference": differences, "heldout_documents": documents}
 
 
 def _interval(mean: float, drawn: np.ndarray) -> dict[str, float]:
     low, high = np.quantile(drawn, [0.025, 0.975])
     return {"mean": mean, "low": float(low), "high": float(high)}
-
-
-def _losses(run: str, name: str, seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """nats float [seeds, documents], tokens int [documents], in the order of (source, shard, row)."""
-    tables = [_sorted(pq.read_table(f"{run}/training/{name}/seed{seed}/evaluation.parquet")) for seed in seeds]
-    return np.stack([t["nats"].to_numpy() for t in tables]), tables[0]["tokens"].to_numpy()
-
-
-def _sorted(table: pa.Table) -> pa.Table:
-    return table.sort_by([(name, "ascending") for name in ("source", "shard", "row")])
 
 
 def verdict(differences: Mapping[str, Mapping[str, float]]) -> list[str]:

@@ -15,6 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import settings
+
+settings.register_profile("corpusmill", deadline=None)  # kernels compile on their first call
+settings.load_profile("corpusmill")
 
 WHO = "the old captain|a young baker|our neighbour|every student|the quiet librarian|nobody|my sister|the mayor".split("|")
 DID = "carried|forgot|painted|described|repaired|borrowed|weighed|counted|sold|measured".split("|")

@@ -10,7 +10,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,20 @@ def publish_json(target: Path, value: Any) -> None:
     work.replace(target)
 
 
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Be the only process that trains in `out`; one that outlived its launcher is waited for, since its work is good."""
+    import fcntl
+
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("another process trains in %s; waiting for it", out)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def packages() -> dict[str, str]:
     """Versions of the libraries that decide the bits of a run."""
     return {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")}
@@ -111,9 +126,7 @@ def _unique(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def _with_shared(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """`tensors` with the second names of tied parameters added, as load_state_dict wants them."""
     first = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {
-        name: tensors[first[id(parameter)]] for name, parameter in model.named_parameters(remove_duplicate=False)
-    }
+    return {name: tensors[first[id(parameter)]] for name, parameter in model.named_parameters(remove_duplicate=False)}
 
 
 def _flat(model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

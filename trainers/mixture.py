@@ -286,4 +286,3 @@ def _keys(documents: pa.Table) -> np.ndarray:
     hashes = [xxhash.xxh3_64_intdigest(name.encode()) for name in named.dictionary.to_pylist()]
     shard = np.array(hashes, np.uint64)[named.indices.to_numpy()]
     return mix64(mix64(shard ^ mix64(documents["row"].to_numpy())) ^ documents["draw"].to_numpy())
-

@@ -20,11 +20,11 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    hidden_size: int = Field(default=192, gt=0)
-    intermediate_size: int = Field(default=512, gt=0)
-    num_hidden_layers: int = Field(default=4, gt=0)
-    num_attention_heads: int = Field(default=3, gt=0)
-    num_key_value_heads: int = Field(default=3, gt=0)
+    hidden_size: int = Field(default=128, gt=0)
+    intermediate_size: int = Field(default=384, gt=0)
+    num_hidden_layers: int = Field(default=2, gt=0)
+    num_attention_heads: int = Field(default=2, gt=0)
+    num_key_value_heads: int = Field(default=2, gt=0)
     rope_theta: float = Field(default=10_000.0, gt=0)
     tie_word_embeddings: bool = True
 

@@ -62,9 +62,7 @@ def wsd(share: float, until: float, decay: float, final: float) -> float:
     return _shaped(lambda _: 1.0, share, until, decay, final)
 
 
-def power(
-    share: float, budget: int, until: float, decay: float, final: float, peak: float, batch_tokens: int
-) -> float:
+def power(share: float, budget: int, until: float, decay: float, final: float, peak: float, batch_tokens: int) -> float:
     """min(peak, batch · a · tokens^b) between warm-up and decay (arXiv 2408.13359). Absolute rate, not a factor.
 
     `batch` counts sequences of 4096 tokens. The constants hold for µP; other parametrisations are bounded by `peak`.

@@ -55,7 +55,9 @@ def scored(folder: Path) -> Scored:
     plan = Pass.plan(run, "text", Admission(), [Exact().column()])
     context = Context(run)
     records = context.run_splits("score", splits, beam.ParDo(ScoreSplit(plan)))
-    structs = {"signatures/exact": Struct("signatures/exact", plan.columns[0].scorer.fields(), plan.bases["signatures/exact"])}
+    structs = {
+        "signatures/exact": Struct("signatures/exact", plan.columns[0].scorer.fields(), plan.bases["signatures/exact"])
+    }
     raw = {name: kind for name, (kind, _) in shards.schema_of(found).items()}
     documents = sum(r.rows_out for r in records if r.step == "index")
     return Scored(context, Tables(run, "text", Admission(), 0, raw, structs), splits, documents)
@@ -73,7 +75,11 @@ def reference(texts: dict[tuple[str, str, int], tuple[str, str]]) -> dict[tuple[
 def test_planted_duplicates_across_shards_and_sources(tmp_path: Path) -> None:
     write(tmp_path / "corpus/a/one.parquet", ["same text here", "only in a", "short  and\tlong"], ["b1", "b2", "b3"])
     write(tmp_path / "corpus/a/two.parquet", [None, "same text here", " "], ["b4", "a1", "b6"])
-    write(tmp_path / "corpus/z/one.parquet", ["same text here", " short and  long \n", "Same text here"], ["a2", "z2", "z3"])
+    write(
+        tmp_path / "corpus/z/one.parquet",
+        ["same text here", " short and  long \n", "Same text here"],
+        ["a2", "z2", "z3"],
+    )
     kept = {row["id"]: (row["size"], row["keep"]) for row in scored(tmp_path).flags()}
     assert kept == {
         "b1": (3, False),
@@ -113,7 +119,9 @@ def test_hundred_thousand_identical_documents(tmp_path: Path, monkeypatch: pytes
     assert [row["id"] for row in rows if row["keep"]] == [min(ids)]
 
 
-pieces = st.sampled_from(["", " ", "\n", "a", "b c", "b  c", " b c", "à", "a", "\u2028b c", "x\x1fy", "x y", "long" * 9])
+pieces = st.sampled_from(
+    ["", " ", "\n", "a", "b c", "b  c", " b c", "à", "a", "\u2028b c", "x\x1fy", "x y", "long" * 9]
+)
 shard = st.lists(st.tuples(st.integers(0, 30), pieces), max_size=12)
 
 
@@ -128,8 +136,12 @@ def test_equals_a_dict(corpus: list, group: int, partitions: int, tmp_path_facto
         for n, rows in enumerate(corpus):
             write(folder / f"corpus/{n % 2}/{n}.parquet", [t for _, t in rows], [f"{i:02d}" for i, _ in rows], group)
         made = scored(folder)
-        flags = {(row["source"], row["split"].split(".")[0], row["row"]): (row["size"], row["keep"]) for row in made.flags()}
-    places = {(str(n % 2), str(n), r): (f"{i:02d}", t) for n, rows in enumerate(corpus) for r, (i, t) in enumerate(rows)}
+        flags = {
+            (row["source"], row["split"].split(".")[0], row["row"]): (row["size"], row["keep"]) for row in made.flags()
+        }
+    places = {
+        (str(n % 2), str(n), r): (f"{i:02d}", t) for n, rows in enumerate(corpus) for r, (i, t) in enumerate(rows)
+    }
     assert flags == reference(places)
 
 

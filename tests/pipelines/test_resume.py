@@ -27,7 +27,14 @@ EVERYTHING = {
 def test_killed_runs_go_on(workers: int, tmp_path: Path) -> None:
     """Three kills at random moments; benchmarks/kill.py does ten."""
     corpus(tmp_path / "corpus")
-    command = [sys.executable, "benchmarks/kill.py", str(tmp_path / "corpus"), "--kills=3", f"--workers={workers}", "--json"]
+    command = [
+        sys.executable,
+        "benchmarks/kill.py",
+        str(tmp_path / "corpus"),
+        "--kills=3",
+        f"--workers={workers}",
+        "--json",
+    ]
     done = subprocess.run([*command, f"--seed={workers}"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
@@ -50,7 +57,10 @@ def small(folder: Path) -> dict[str, Any]:
     """As in the equality tests, with a second rule set, and without the classifier."""
     given = recipe(folder / "corpus", score={"fineweb": {}, "gopher_quality": {}})
     given["fit"].pop("quality")
-    given["select"] = {"unique": "exact.keep", "ends": "fineweb.line_punct_ratio >= quantile(fineweb.line_punct_ratio, 0.2)"}
+    given["select"] = {
+        "unique": "exact.keep",
+        "ends": "fineweb.line_punct_ratio >= quantile(fineweb.line_punct_ratio, 0.2)",
+    }
     given["mix"] = {"curated": {"weights": "natural"}}
     return given
 

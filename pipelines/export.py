@@ -1,0 +1,56 @@
+"""Selected documents as Parquet shards again, for tools that know nothing of run folders. One file per split, map-only.
+
+A shard's columns are kept as they are, the text as admitted (repaired where it had to be). Memory: one split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines import ledger, store
+from pipelines.code import code_digest
+from pipelines.ledger import Record
+from pipelines.reading import read
+from pipelines.shards import Split
+from pipelines.steps import Context, MapSplit
+from pipelines.tables import Tables
+
+
+@dataclass(frozen=True)
+class Export:
+    """One split's documents where `selection.keep` holds."""
+
+    tables: Tables
+
+    def __call__(self, split: Split) -> tuple[pa.Table, Record]:
+        chosen = self.tables.load(split, {"selection"}).column("selection").combine_chunks().field("keep")
+        kept, first, size = [], 0, 0
+        for batch in read(split, self.tables.text, self.tables.admission):
+            documents = batch.documents
+            kept.append(documents.filter(chosen.slice(first, documents.num_rows)).drop_columns(["row"]))
+            first += documents.num_rows
+            size += pc.sum(pc.binary_length(kept[-1].column(self.tables.text))).as_py() or 0
+        names = [n for n in ("id", self.tables.text) if not kept]
+        table = pa.Table.from_batches(kept) if kept else pa.table({n: pa.array([], pa.large_string()) for n in names})
+        dropped = {"not selected": first - table.num_rows} if first > table.num_rows else {}
+        return table, Record.of("export", split, first, table.num_rows, dropped=dropped, bytes=size)
+
+
+def export(context: Context, tables: Tables, splits: Sequence[Split], folder: str) -> list[Record]:
+    """Write `folder/<source>/<split>.parquet` of a run whose selection is made; returns the step's records.
+
+    Raises:
+        LedgerError: splits were lost.
+    """
+    target = folder if store.is_remote(folder) else str(Path(folder).resolve())
+    base = store.digest(tables.base({"selection"}), code_digest(__name__))
+    write = beam.ParDo(MapSplit(context.run, "export", target, base, Export(tables)))
+    records = context.run_splits("export", splits, write)
+    ledger.check("export", splits, records)
+    return records

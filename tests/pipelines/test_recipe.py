@@ -1,0 +1,125 @@
+"""Recipes: every mistake is one line that names the field, what was given and the nearest valid name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.recipe import FitTokenizer, Recipe, RecipeError, load, nearest, parse
+
+GOOD: dict[str, Any] = {
+    "name": "r",
+    "sources": {"web": "web/*.parquet", "books": ["a/*.parquet", "b/*.parquet"]},
+    "score": {"fineweb": None, "quality": {"scorer": "fasttext", "model": "fit:quality"}},
+    "dedupe": {"exact": None},
+    "holdout": {"share": 0.1},
+    "fit": {
+        "quality": {"method": "fasttext", "positives": "true"},
+        "tokenizer": {"method": "tokenizer", "vocabulary": 1000},
+    },
+    "select": {"good": "fineweb.passed"},
+    "tokenizer": "fit:tokenizer",
+    "mix": {"all": None},
+    "train": {"mixtures": ["all"]},
+}
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """GOOD with the value at a dotted path replaced."""
+
+    def at(node: Any, parts: list[str]) -> Any:
+        return {**(node or {}), parts[0]: at((node or {}).get(parts[0]), parts[1:])} if parts else value
+
+    return at(GOOD, path.split("."))
+
+
+def mistake(given: dict[str, Any]) -> str:
+    with pytest.raises(RecipeError) as error:
+        parse(given)
+    return str(error.value)
+
+
+def test_a_good_recipe_and_its_defaults() -> None:
+    recipe = parse(GOOD)
+    assert recipe.score["fineweb"] == {} and recipe.train and recipe.train.seeds == [0, 1, 2]
+    assert isinstance(recipe.fit["tokenizer"], FitTokenizer)
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe, "RUN/recipe.yaml can be run again"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "line"),
+    [
+        ("nam", "x", "nam: no such key; did you mean 'name'?"),
+        ("admission", {"null": "drop"}, "admission.null: no such key; did you mean 'nul'?"),
+        ("admission", {"nul": "dorp"}, "admission.nul: expected 'repair' or 'drop' (given: 'dorp'); did you mean 'drop'?"),
+        ("holdout.shar", 0.1, "holdout.shar: no such key; did you mean 'share'?"),
+        ("holdout.share", 1.5, "holdout.share: Input should be less than 1 (given: 1.5)"),
+        ("holdout.clusters", "exakt", "holdout.clusters: 'exakt' is not under dedupe; did you mean 'exact'?"),
+        ("fit.tokenizer.vocabulry", 5, "fit.tokenizer.vocabulry: no such key; did you mean 'vocabulary'?"),
+        ("fit.tokenizer.vocabulary", 5, "fit.tokenizer.vocabulary: Input should be greater than or equal to 257 (given: 5)"),
+        ("fit.tokenizer.method", "tokenzier", "fit.tokenizer: expected 'tokenizer' or 'fasttext' (given: 'tokenzier'); did you mean 'tokenizer'?"),
+        ("fit.quality.positives", None, "fit.quality.positives: Input should be a valid string (given: None)"),
+        ("fit.quality", {"method": "fasttext"}, "fit.quality.positives: must be given"),
+        ("score.finweb", {}, "score.finweb: no scorer 'finweb'; did you mean 'fineweb'?"),
+        ("score.quality.scorer", "fastext", "score.quality: no scorer 'fastext'; did you mean 'fasttext'?"),
+        ("score.quality.scorer", 7, "score.quality: no scorer 7; there is c4, "),
+        ("score.quality.model", "fit:qualty", "score.quality.model: 'fit:qualty' is not under fit; did you mean 'quality'?"),
+        ("score.quality.model", "fit:tokenizer", "score.quality.model: 'fit:tokenizer' has the method 'tokenizer', expected 'fasttext'"),
+        ("score.source", {"scorer": "fineweb"}, "score: 'source' is the name of another column; choose one and give `scorer`"),
+        ("score.Exact", {"scorer": "fineweb"}, "score: 'Exact' is "),
+        ("score.FineWeb", {"scorer": "fineweb"}, "score: 'FineWeb' is the name of another column"),
+        ("score.tokens", {"tokenizer": "x"}, "score: 'tokens' is the name of another column"),
+        ("score.a/b", {"scorer": "fineweb"}, "score: 'a/b' cannot be a name; use letters, digits, '_', '-' and '.'"),
+        ("sources.", "x", "sources: '' cannot be a name"),
+        ("sources", {"..": "x"}, "sources: '..' cannot be a name"),
+        ("sources.web", 5, "sources.web: Input should be a valid string (given: 5) or Input should be a valid list (given: 5)"),
+        ("sources", {}, "sources: Dictionary should have at least 1 item after validation, not 0 (given: {})"),
+        ("dedupe.exakt", {}, "dedupe.exakt: no such method; did you mean 'exact'?"),
+        ("tokenizer", None, "tokenizer: mixtures are weighed in tokens; give a tokenizer.json"),
+        ("tokenizer", "fit:quality", "tokenizer: 'fit:quality' has the method 'fasttext', expected 'tokenizer'"),
+        ("text", "id", "text: 'id' is a column that corpusmill adds itself"),
+        ("mix.heldout", {}, "mix: 'heldout' means the documents held out; choose another name"),
+        ("select.holdout", "true", "select: 'holdout' means the documents held out"),
+        ("train.mixtures", ["al"], "train.mixtures: 'al' is not under mix; did you mean 'all'?"),
+        ("train.seeds", [0, "one"], "train.seeds.1: Input should be a valid integer"),
+        ("quarantine", 2, "quarantine: Input should be less than or equal to 1 (given: 2)"),
+        ("name", "a/b", "name: String should match pattern"),
+    ],
+)
+def test_each_mistake_is_one_line(path: str, value: Any, line: str) -> None:
+    found = mistake(changed(path, value))
+    assert found.startswith(f"recipe: {line}"), found
+    assert "\n" not in found
+
+
+def test_several_mistakes_are_several_lines() -> None:
+    given = changed("score.finweb", {}) | {"dedupe": {"exat": {}}, "holdout": None, "train": {"mixtures": ["x"]}}
+    assert [line.split(":")[1].strip() for line in mistake(given).split("\n")] == ["score.finweb", "dedupe.exat", "train.mixtures"]
+    given = {"nam": "x", "sources": {"a": "b"}, "seed": "x"}
+    assert {line.split(": ")[1] for line in mistake(given).split("\n")} == {"nam", "name", "seed"}
+
+
+def test_files(tmp_path: Path) -> None:
+    assert load("quickstart").name == "quickstart"
+    cases = {
+        "name: [": "is not YAML",
+        "just words": "a recipe is a mapping with name, sources, …; found str",
+        "": "found NoneType",
+        "name: a\nselect:\n  x: a\n  x: b\n": "'x' stands twice",
+        "\xff\xfe": "is not YAML",
+    }
+    for content, reason in cases.items():
+        (tmp_path / "r.yaml").write_bytes(content.encode("latin-1") if content.startswith("\xff") else content.encode())
+        with pytest.raises(RecipeError) as error:
+            load(str(tmp_path / "r.yaml"))
+        assert reason in str(error.value) and "r.yaml" in str(error.value)
+    with pytest.raises(RecipeError, match=r"no recipe at quikstart; bundled: .*quickstart.*; did you mean 'quickstart'\?"):
+        load("quikstart")
+
+
+def test_nearest_lists_what_there_is() -> None:
+    assert nearest("exat", ["exact"]) == "; did you mean 'exact'?"
+    assert nearest("zzz", ["a", "b"]) == "; there is a, b"
+    assert nearest("zzz", []) == "; there is none"

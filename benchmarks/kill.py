@@ -41,7 +41,6 @@ def recipe(corpus: Path) -> dict[str, Any]:
         "sources": {p.name: f"{p}/*.parquet" for p in sorted(corpus.iterdir()) if any(p.glob("*.parquet"))},
         "score": {"fineweb": {}},
         "dedupe": {"exact": {}},
-        "holdout": {"share": 0.05, "where": "exact.keep"},
         "fit": {"tokenizer": {"method": "tokenizer", "vocabulary": 1000, "megabytes": 0.5}},
         "select": {
             "unique": "exact.keep",
@@ -107,7 +106,7 @@ def whole_models(files: Files) -> Files:
 def torment(
     recipe_file: Path, folder: Path, moments: list[int], workers: int
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Kill at each of the moments, each time on top of what the last run left; returns the kills and the files rewritten."""
+    """Kill at each of the moments, on top of what the last run left; returns the kills and the files rewritten."""
     kills, rewritten = [], []
     before: Files = {}
     for number, moment in enumerate(moments):

@@ -1,18 +1,19 @@
 """Cost and memory of a run as its input grows, and what the engine adds to the kernels.
 
-    python benchmarks/scale.py [--sizes-mb 50,500,2000] [--corpus FOLDER] [--folder FOLDER] [--workers 2] [--unique] [--json]
+    python benchmarks/scale.py [--sizes-mb 50,500,2000] [--corpus FOLDER] [--folder FOLDER] [--workers 2] [--unique]
 
 The input is the sample corpus, repeated under new ids up to each size; with --unique a number at the head of each text
 keeps the repeats from being duplicates. The recipe scores (FineWeb's rules, a fastText model, tokens), dedupes, selects
 with a quantile and mixes; nothing is trained. The models are fitted once, before, on the corpus itself.
 
-    seconds_per_mb   wall clock of a whole run by the size of its text in MB (10^6 bytes), worker processes' start included
+    seconds_per_mb   wall clock of a whole run by the size of its text in MB (10^6 bytes), start of the workers included
     start_seconds    the same run on one row group: what does not grow
-    peak_mb          largest resident set of any process of any run, in MB
     seconds_per_mb_after_start   the same less start_seconds
-    overhead         scoring pass: wall clock x workers / seconds that one process takes for the same kernels in a plain loop
-                     over the same batches, writing the same sidecars. less the start of the workers; `overhead_with_start` counts it too, and
-                     `overhead_cpu` compares processor seconds of all processes, which other work on the machine disturbs less
+    peak_mb          largest resident set of any process of any run, in MB
+    overhead         scoring pass: wall clock, less the start, times workers / seconds that a plain loop takes in one
+                     process for the same kernels over the same batches, writing the same sidecars
+    overhead_with_start          the same, start included
+    overhead_cpu                 the same in processor seconds of all processes, which other work disturbs less
 
 The last line of standard output is one JSON object.
 """
@@ -37,7 +38,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process, one core: as the plain loop, so each worker
 
-import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -193,7 +193,7 @@ def one(given: dict[str, Any], folder: str, workers: int) -> dict[str, Any]:
 
 
 def kernels(given: dict[str, Any], run_folder: Path) -> tuple[float, float, dict[str, float]]:
-    """Seconds, processor seconds and parts of them for what the scoring pass does, in a plain loop: read, score with every column, write the sidecars."""
+    """Seconds, processor seconds and seconds by part of the scoring pass in a plain loop: read, score, write sidecars."""
     from pipelines.plan import Plan
     from pipelines.reading import INDEX, read
     from pipelines.recipe import parse

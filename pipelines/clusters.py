@@ -63,7 +63,9 @@ class Part:
         with store.open_read(self.signatures) as source:
             table = pq.ParquetFile(source).read(columns=[f"minhash.{name}"])
         if table.num_rows != self.documents:
-            raise ledger.LedgerError(f"{self.signatures} holds {table.num_rows} documents, the ledger {self.documents}; remove it and run again")
+            raise ledger.LedgerError(
+                f"{self.signatures}: {table.num_rows} documents, {self.documents} in the ledger; remove it, run again"
+            )
         return table.column("minhash").combine_chunks().field(name)
 
 
@@ -88,7 +90,9 @@ class Scratch:
         """
         made = store.committed(f"{self.folder}/{name}.parquet", self.folder)
         if made is None:
-            raise ledger.LedgerError(f"{self.folder}/{name}.parquet was not written; the engine lost an element, run again")
+            raise ledger.LedgerError(
+                f"{self.folder}/{name}.parquet was not written; the engine lost an element, run again"
+            )
         return made
 
     def discard(self) -> None:
@@ -156,6 +160,8 @@ def by_part(parts: Sequence[Part]) -> ByPart:
 
 def blocks(partition: np.ndarray, columns: dict[str, np.ndarray | pa.Array]) -> Iterator[BLOCK]:
     """Rows as one block for each partition they belong to."""
+    if not len(partition):
+        return
     order = np.argsort(partition, kind="stable")
     table = pa.table(columns).take(pa.array(order)).combine_chunks()
     edges = np.flatnonzero(np.diff(partition[order], prepend=-1, append=-1))
@@ -163,8 +169,10 @@ def blocks(partition: np.ndarray, columns: dict[str, np.ndarray | pa.Array]) -> 
         yield int(partition[order[first]]), table.slice(first, end - first).to_batches()[0]
 
 
-def shuffle(context: Context, label: str, files: Sequence[File], steps: Steps, scratch: Scratch, name: str) -> list[File]:
-    """Edges of files -> `arrange` to (key, other) -> all of a partition of keys -> `reduce` -> a file for each partition.
+def shuffle(
+    context: Context, label: str, files: Sequence[File], steps: Steps, scratch: Scratch, name: str
+) -> list[File]:
+    """Edges of files -> `arrange` to (key, other) -> all of a partition of keys -> `reduce` -> a file per partition.
 
     Raises:
         LedgerError: another number of rows arrived than was sent.
@@ -183,7 +191,9 @@ def shuffle(context: Context, label: str, files: Sequence[File], steps: Steps, s
     made = context.graph(label, build, len(files), sent) if files else []
     received = sum(f["received"] for f in made)
     if received != sent:
-        raise ledger.LedgerError(f"{label}: {sent} rows were sent and {received} arrived; the engine lost or doubled some, run again")
+        raise ledger.LedgerError(
+            f"{label}: {sent} rows were sent and {received} arrived; the engine lost or doubled some, run again"
+        )
     return sorted(made, key=lambda f: f["partition"])
 
 
@@ -230,7 +240,9 @@ def components(context: Context, parts: Sequence[Part], files: Sequence[File], s
     Parts in which every node is alone have no file.
     """
     nodes = sum(p.documents for p in parts)
-    made = _in_process(parts, files, nodes, scratch) if nodes <= IN_PROCESS else _by_rounds(context, parts, files, scratch)
+    made = (
+        _in_process(parts, files, nodes, scratch) if nodes <= IN_PROCESS else _by_rounds(context, parts, files, scratch)
+    )
     return {f["partition"]: f for f in made}
 
 
@@ -257,8 +269,12 @@ def _by_rounds(context: Context, parts: Sequence[Part], files: Sequence[File], s
         files = shuffle(context, "components", files, large, scratch, f"large-{number}")
         files = shuffle(context, "components", files, small, scratch, f"small-{number}")
         if _digest(files) == before:
-            return shuffle(context, "components", files, Steps(with_ends, 2, by_part(parts), distinct), scratch, "labels")
-    raise RuntimeError(f"components still change after {ROUNDS} rounds ({sum(f['rows'] for f in files)} edges): raise pipelines.clusters.ROUNDS")
+            return shuffle(
+                context, "components", files, Steps(with_ends, 2, by_part(parts), distinct), scratch, "labels"
+            )
+    raise RuntimeError(
+        f"components still change after {ROUNDS} rounds ({sum(f['rows'] for f in files)} edges): raise clusters.ROUNDS"
+    )
 
 
 def _digest(files: Sequence[File]) -> tuple[int, int]:

@@ -40,7 +40,7 @@ def _source(module: str) -> str:
 
 
 def _file(module: str) -> Path:
-    """Where a module of a package would be. To ask `find_spec` for it runs the modules above it, which may load torch."""
+    """Where a module would be. `find_spec` of it would run those above it, which may load torch."""
     package, *rest = module.split(".")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:

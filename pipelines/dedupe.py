@@ -1,9 +1,10 @@
-"""Duplicates: which documents are the same, and which one of them to keep. Flags in a sidecar; removal is `select`'s affair.
+"""Duplicates: which documents are the same, and which of them to keep. Flags in a sidecar; removal is `select`'s affair.
 
 A method has two halves. Its signature is a column of the scoring pass, so text is read once. Its clusters come from a
-shuffle of Arrow blocks that hold, for each split and hash, one candidate and a count: a page that occurs a million times
-costs the shuffle one row per split, so no partition grows with the size of a cluster. A candidate takes about 100 bytes;
-a worker holds one partition (PARTITION_DOCUMENTS, 20 MB), or the keys and flags of one split. About 1 µs per document.
+shuffle of Arrow blocks that hold, for each split and hash, one candidate and a count: a page that occurs a million
+times costs the shuffle one row per split, so no partition grows with the size of a cluster. A candidate takes about 100
+bytes; a worker holds one partition (PARTITION_DOCUMENTS, 20 MB), or the keys and flags of one split. About 1 µs per
+document.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from sql.expressions import Expression, evaluate
 PARTITION_DOCUMENTS = 200_000  # one partition of the shuffle, about 20 MB in the worker that decides it
 BLOCK = tuple[int, pa.RecordBatch]  # what the shuffles carry, under the Arrow coder
 BEST_FIRST = [
-    ("high", "ascending"), ("low", "ascending"), ("priority", "descending"), ("id", "ascending"), ("split", "ascending"), ("row", "ascending"),
+    ("high", "ascending"), ("low", "ascending"), ("priority", "descending"),
+    ("id", "ascending"), ("split", "ascending"), ("row", "ascending"),
 ]  # fmt: skip
 FLAGS = pa.struct(
     [
@@ -91,7 +93,7 @@ def exact(
 
 
 class KeyBlocks(beam.DoFn):
-    """(number, split) -> (partition of the hash, block of its candidates: the best document of each hash, and how many have it)."""
+    """(number, split) -> (partition of the hash, candidates: the best document of each hash, and how many have it)."""
 
     def __init__(self, tables: Tables, prefer: str, partitions: int) -> None:
         self.tables, self.prefer, self.partitions = tables, prefer, partitions
@@ -137,7 +139,7 @@ def _starts(high: np.ndarray, low: np.ndarray) -> np.ndarray:
 
 
 class Decide(beam.DoFn):
-    """All candidates of one partition -> (number of the split, block of its hashes: the survivor here, size of the cluster)."""
+    """Candidates of one partition -> (number of the split, block of its hashes: survivor here, size of the cluster)."""
 
     def process(self, element: tuple[int, Iterable[pa.RecordBatch]]) -> Iterator[tuple[int, pa.RecordBatch]]:
         blocks = []
@@ -208,7 +210,8 @@ class WriteFlags(beam.DoFn):
         )
         if not all(map(np.array_equal, asked, answered)):
             raise MisalignedError(
-                f"{split.source}/{split.name}: {answers.num_rows} answers came back for {len(start)} hashes; the engine lost or doubled some, run again"
+                f"{split.source}/{split.name}: {answers.num_rows} answers came back for {len(start)} hashes; "
+                "the engine lost or doubled some, run again"
             )
         cluster = np.empty(len(high), np.int64)  # place of each document's hash among the answers
         cluster[order] = np.repeat(np.arange(len(start)), np.diff(start, append=len(high)))

@@ -1,10 +1,10 @@
-"""Near duplicates by MinHash and banding: documents that share a bucket, transitively, are a cluster; one of each is kept.
+"""Near duplicates by MinHash and banding: who share buckets, transitively, are a cluster; one of each is kept.
 
     signatures (scoring pass) -> buckets: stars of edges -> [verify: true Jaccard] -> components -> survivors -> flags
 
 Within a split every bucket is a star at its smallest node, and only that node is shuffled: a page that occurs a million
-times costs one row per split and band. A row of the shuffle takes 16 bytes; a worker holds one band of one split, or one
-partition of COLUMN_ROWS rows. Not more than SHUFFLE_ROWS rows are in one graph, as the local engine holds them in memory.
+times costs one row per split and band. A row of the shuffle takes 16 bytes; a worker holds one band of one split, or
+one partition of COLUMN_ROWS rows. The local engine holds a graph's shuffle in memory: it gets SHUFFLE_ROWS at a time.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from transforms.components import bucket_stars
 from transforms.minhash import PRESETS, MinHash
 
 COLUMN_ROWS = 4_000_000  # rows of one band in a partition of the shuffle: 64 MB, 200 MB at work
-SHUFFLE_ROWS = 64_000_000  # rows of all bands in one graph: 1 GB
+SHUFFLE_ROWS = 16_000_000  # rows in one graph of the local engine, which takes 80 bytes of memory for each: 1.3 GB
 FOLDER = "signatures/minhash"
 
 
 class Near(BaseModel):
-    """Documents whose word (or character) n-grams are about the same. Kept is the one with the highest `prefer`, then the lowest id.
+    """Documents of about the same word (or character) n-grams. That with the highest `prefer`, then lowest id, stays.
 
     Parameters of the signature are those of `preset`, unless given; `threshold` chooses bands and rows out of
     `permutations`. `verify`: the least true Jaccard similarity of the pairs that join a cluster. `against`: run folders
@@ -84,7 +84,9 @@ class Near(BaseModel):
                 raise ValueError(f"against: the recipe of {folder} has no dedupe.minhash, so it has no signatures")
             theirs = Near(**{**method, "against": ()}).sketch()
             if theirs != mine:
-                raise ValueError(f"against: {folder} was made with {theirs!r}, this run asks for {mine!r}; they must be equal")
+                raise ValueError(
+                    f"against: {folder} was made with {theirs!r}, this run asks for {mine!r}; they must be equal"
+                )
         return self
 
     def sketch(self) -> MinHash:
@@ -100,7 +102,9 @@ class Near(BaseModel):
         return Column("minhash", FOLDER, MinHashSignature(parameters=self.sketch()))
 
 
-def near(context: Context, tables: Tables, splits: Sequence[Split], method: Near, documents: int) -> tuple[Struct, list[Record]]:
+def near(
+    context: Context, tables: Tables, splits: Sequence[Split], method: Near, documents: int
+) -> tuple[Struct, list[Record]]:
     """Flag the near duplicates of all splits; returns the new column and the step's records."""
     splits = sorted(splits, key=lambda s: (s.source, s.name))
     parts, older = _parts(context, splits, method)
@@ -137,11 +141,15 @@ def _base(tables: Tables, method: Near, splits: Sequence[Split], older: Sequence
 def _parts(context: Context, splits: Sequence[Split], method: Near) -> tuple[list[Part], list[str]]:
     """Parts of this run in order of (source, split), then those of older runs; and the keys of the latter."""
     count = {(r.source, r.split): r.rows_out for r in context.records["index"]}
-    found = [(s.sidecar(f"{context.run}/{FOLDER}"), count[s.source, s.name], s) for s in splits]
+    found: list[tuple[str, int, Split | None]] = [
+        (s.sidecar(f"{context.run}/{FOLDER}"), count[s.source, s.name], s) for s in splits
+    ]
     keys = []
     for run in method.against:
         if not store.is_remote(run) and os.path.realpath(run) == os.path.realpath(context.run):
-            raise RecipeError(f"dedupe.minhash.against: {run} is this run; every document would be a duplicate of itself")
+            raise RecipeError(
+                f"dedupe.minhash.against: {run} is this run; every document would be a duplicate of itself"
+            )
         for path, documents, key in older_signatures(run, method):
             found.append((path, documents, None))
             keys.append(key)
@@ -171,7 +179,9 @@ def older_signatures(run: str, method: Near) -> list[tuple[str, int, str]]:
         if record is not None:
             result.append((split.sidecar(f"{run}/{column.folder}"), record["rows_out"], key))
         elif plan.current("index", split) is not None:  # without an index the split could not be read
-            raise RecipeError(f"dedupe.minhash.against: {run} has no current signatures of {split.source}/{split.name}; run its recipe again")
+            raise RecipeError(
+                f"dedupe.minhash.against: {run} has no current signatures of {split.source}/{split.name}; run it again"
+            )
     if not result:
         raise RecipeError(f"dedupe.minhash.against: {run} has no current signatures; run its recipe again")
     return result
@@ -184,11 +194,13 @@ def _buckets(context: Context, parts: Sequence[Part], method: Near, scratch: Scr
         LedgerError: another number of rows arrived than was sent.
     """
     documents = sum(p.documents for p in parts)
-    columns = method.sketch().bands + (method.verify is not None)
-    together = max(1, SHUFFLE_ROWS // max(documents, 1))  # bands in one graph
+    ranges = max(1, -(-documents // COLUMN_ROWS))
+    partitions = (method.sketch().bands + (method.verify is not None)) * ranges
+    local = not any(option.startswith("--runner") for option in context.options)
+    together = max(1, SHUFFLE_ROWS * ranges // max(documents, 1)) if local else partitions
     files: list[File] = []
-    for first in range(0, columns, together):
-        key = KeyBuckets(range(first, min(first + together, columns)), max(1, -(-documents // COLUMN_ROWS)), scratch)
+    for first in range(0, partitions, together):
+        key = KeyBuckets(range(first, min(first + together, partitions)), ranges, scratch)
 
         def build(pipeline: beam.Pipeline, key: KeyBuckets = key) -> beam.PCollection:
             return (
@@ -203,34 +215,42 @@ def _buckets(context: Context, parts: Sequence[Part], method: Near, scratch: Scr
         within = [scratch.written(key.name(part)) for part in parts]
         sent, received = sum(f["sent"] for f in within), sum(f["received"] for f in across)
         if sent != received:
-            raise ledger.LedgerError(f"dedupe:minhash: {sent} buckets were sent and {received} arrived; the engine lost or doubled some, run again")
+            raise ledger.LedgerError(
+                f"dedupe:minhash: {sent} buckets were sent and {received} arrived; the engine lost some, run again"
+            )
         files += [*within, *across]
     return files
 
 
 class KeyBuckets(beam.DoFn):
-    """Part -> (partition of the band and hash, block of its buckets' hashes and smallest nodes). Its own stars go to a file.
+    """Part -> (partition, block of its buckets' hashes and smallest nodes). Its own stars go to a file.
 
-    `bands`: which to do; one beyond the last stands for the content, so that equal documents meet before they are verified.
+    A partition is one of the `ranges` of the hashes of a band; `partitions` says which to do. The band beyond the last
+    stands for the content, so that equal documents meet before they are verified.
     """
 
-    def __init__(self, bands: range, partitions: int, scratch: Scratch) -> None:
-        self.bands, self.partitions, self.scratch = bands, partitions, scratch
+    def __init__(self, partitions: range, ranges: int, scratch: Scratch) -> None:
+        self.partitions, self.ranges, self.scratch = partitions, ranges, scratch
 
     def name(self, part: Part) -> str:
-        return f"within/{self.bands.start}-{part.number}"
+        return f"within/{self.partitions.start}-{part.number}"
 
     def process(self, part: Part) -> Iterator[BLOCK]:
         hashes = part.band_hashes()
         node = np.arange(part.first, part.first + part.documents)
         edges, sent = [(node[:0], node[:0])], 0
-        for band in self.bands if part.documents else ():
+        for band in range(self.partitions.start // self.ranges, (self.partitions.stop - 1) // self.ranges + 1):
+            if not part.documents:
+                break
             key = hashes[:, band] if band < hashes.shape[1] else part.contents()
             star, key, centre = bucket_stars(key, node)
-            edges.append(star)
-            sent += len(key)
-            partition = ((key >> np.uint64(32)) * np.uint64(self.partitions)) >> np.uint64(32)
-            yield from blocks(partition.astype(np.int64) + band * self.partitions, {"hash": key, "node": centre})
+            if band * self.ranges in self.partitions:  # a band's stars are written once
+                edges.append(star)
+            partition = (((key >> np.uint64(32)) * np.uint64(self.ranges)) >> np.uint64(32)).astype(np.int64)
+            partition += band * self.ranges
+            mine = slice(*np.searchsorted(partition, [self.partitions.start, self.partitions.stop]))
+            sent += len(partition[mine])
+            yield from blocks(partition[mine], {"hash": key[mine], "node": centre[mine]})
         u, v = clusters.distinct(*(np.concatenate(end) for end in zip(*edges, strict=True)))
         self.scratch.write(self.name(part), u, v, sent=sent)
 

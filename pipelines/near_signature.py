@@ -1,6 +1,6 @@
-"""What near-duplicate removal needs of a document, computed in the scoring pass and kept: later runs never compute it again.
+"""What near-duplicate removal needs of a document, computed in the scoring pass and kept for later runs.
 
-In a module of its own, so that the key of signatures depends on their kernels and on nothing of the graph that uses them.
+In a module of its own: the key of signatures depends on their kernels and on nothing of the graph that uses them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,18 @@ class MinHashSignature(Scorer):
     parameters: MinHash = MinHash()
 
     def fields(self) -> pa.StructType:
-        bands = pa.field("bands", pa.binary(8 * self.parameters.bands), nullable=False, metadata={"meaning": "little-endian uint64 each"})
+        bands = pa.field(
+            "bands",
+            pa.binary(8 * self.parameters.bands),
+            nullable=False,
+            metadata={"meaning": "little-endian uint64 each"},
+        )
         return pa.struct([bands, pa.field("content", pa.uint64(), nullable=False)])
 
     def score(self, batch: Batch) -> pa.StructArray:
         bands, content = self.parameters.sketch(batch)
         fields = self.fields()
-        packed = pa.FixedSizeBinaryArray.from_buffers(fields[0].type, len(batch), [None, pa.py_buffer(bands.astype("<u8", copy=False))])
+        packed = pa.FixedSizeBinaryArray.from_buffers(
+            fields[0].type, len(batch), [None, pa.py_buffer(bands.astype("<u8", copy=False))]
+        )
         return pa.StructArray.from_arrays([packed, pa.array(content)], fields=list(fields))

@@ -23,12 +23,13 @@ from pipelines.near import Near
 from pipelines.recipe import MODELS, FitFastText, Recipe, RecipeError, explain, nearest
 from pipelines.score import Column
 from pipelines.select import SELECTION
+from pipelines.semantic import Semantic
 from pipelines.shards import Shard, type_text
 from pipelines.tables import Holdout, Struct, Tables
 from sql.expressions import Expression, ExpressionError, is_number
 from trainers.fit_fasttext import FastTextParameters
 
-METHODS: dict[str, Any] = {"exact": Exact, "minhash": Near}
+METHODS: dict[str, Any] = {"exact": Exact, "minhash": Near, "semantic": Semantic}
 PACKAGES = {"fasttext": "fasttext", "tokenizer": "tokenizers", "tokens": "tokenizers", "train": "torch"}
 EXTRAS = {"fasttext": "fasttext", "tokenizers": "tokenizer", "torch": "trainer"}
 

@@ -90,6 +90,8 @@ def shown(tasks: Mapping[str, Callable[[], tuple[float, str]]]) -> Iterator[None
             if not console.is_terminal and time.time() - said > 60:
                 said = time.time()
                 for name, (share, words) in states.items():
+                    if not 0 < share < 1:
+                        continue
                     console.print(f"{name}: {share:.0%} after {said - started:.0f} s  {words}", highlight=False)
 
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:

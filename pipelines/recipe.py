@@ -15,7 +15,7 @@ import scorers
 from pipelines.reading import Admission
 
 MODELS = "fit:"  # `fit:name` as a path means the model that the recipe's fit step of that name makes
-METHODS = ("exact", "minhash")  # of dedupe
+METHODS = ("exact", "minhash", "semantic")  # of dedupe
 HELDOUT = "heldout"  # the mixture of the documents held out
 OWN = ("source", "shard", "row", "id", "bytes", "characters", "draw", "holdout", "selection")  # of every document
 

@@ -25,12 +25,13 @@ from pipelines.plan import Plan
 from pipelines.recipe import Recipe, RecipeError
 from pipelines.score import Column, Pass, ScoreSplit
 from pipelines.select import quantiles, select
+from pipelines.semantic import semantic
 from pipelines.shards import Shard, Split
 from pipelines.steps import Context
 from pipelines.tables import Struct, Tables
 
 log = logging.getLogger("corpusmill")
-DEDUPE: dict[str, Any] = {"exact": exact, "minhash": near}
+DEDUPE: dict[str, Any] = {"exact": exact, "minhash": near, "semantic": semantic}
 STEPS = ("score", "dedupe", "fit", "select", "mix", "train", "report")
 HELDOUT = "heldout"
 

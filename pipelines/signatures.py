@@ -1,4 +1,4 @@
-"""What dedupe methods need of a document, computed in the scoring pass: the text is read once for scores and signatures."""
+"""What dedupe methods need of a document, computed in the scoring pass, so that text is read once."""
 
 from __future__ import annotations
 

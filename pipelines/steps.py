@@ -1,4 +1,4 @@
-"""Running a step: a Beam graph over splits whose records are collected, checked against what was sent, and written down."""
+"""Running a step: a Beam graph over splits; their records are collected, checked against what was sent, written down."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import pyarrow as pa
 from pipelines import engine, ledger, progress, store
 from pipelines.ledger import Record
 from pipelines.shards import Split
-
 
 LIGHT_ROWS = (
     1_000_000  # sidecars of fewer documents are read in the launcher: about 2 s, as long as workers take to start
@@ -35,10 +34,10 @@ class Context:
     def graph(
         self, label: str, build: Callable[[beam.Pipeline], beam.PCollection], splits: int, rows: int | None = None
     ) -> list[Any]:
-        """Run a graph that ends in JSON-able elements, and return these. They come back through a file of the run folder.
+        """Run a graph that ends in JSON-able elements, and return these; they come back through a file of the run folder.
 
         Args:
-            rows: given by graphs that read sidecars alone; with few of them, starting worker processes would take longer.
+            rows: given by graphs that read sidecars alone; with few of them, starting workers would take longer.
         """
         workers = 1 if rows is not None and rows < LIGHT_ROWS else self.workers
         path = f"{self.run}/collected/{uuid.uuid4().hex}.json"
@@ -101,7 +100,7 @@ def _write_json(items: list[Any], path: str) -> None:
 
 
 class MapSplit(beam.DoFn):
-    """Split -> ledger record. `compute` gives the rows of the split's sidecar and its record; committed splits are not computed.
+    """Split -> ledger record. `compute` gives the rows of the split's sidecar and its record; committed ones are kept.
 
     Args:
         step: name in the ledger. folder: path of the sidecars. base: what their keys depend on besides the split.

@@ -1,8 +1,8 @@
 """Who stays of each cluster, and the flags of every document. Only documents that are not alone cross the shuffle.
 
-A cluster is named by the smallest content hash in it (of an older run's documents, where it has any), so its name depends
-on neither shards nor order. Within a split each cluster sends one candidate with a count. Flags are written when all
-answers are there: no loss can leave a wrong flag behind. About 100 bytes per candidate; a worker holds one partition
+A cluster is named by the smallest content hash in it (of an older run's documents, where it has any), so its name
+depends on neither shards nor order. Within a split each cluster sends one candidate with a count. Flags are written
+when all answers are there: no loss can leave a wrong flag behind. About 100 bytes per candidate; a worker holds one partition
 (PARTITION_DOCUMENTS), or the flags of one split.
 """
 
@@ -25,7 +25,9 @@ from pipelines.tables import Struct, Tables
 from sql.expressions import Expression, evaluate
 
 PARTITION_DOCUMENTS = 200_000  # candidates to a partition: 20 MB
-BEST_FIRST = [(n, "descending" if n == "priority" else "ascending") for n in ("root", "priority", "id", "part", "place")]
+BEST_FIRST = [
+    (n, "descending" if n == "priority" else "ascending") for n in ("root", "priority", "id", "part", "place")
+]
 
 
 def flag(
@@ -88,7 +90,7 @@ def _decide(
 
 
 class Candidates(beam.DoFn):
-    """Part -> (partition of the root, block of its clusters: the best document here, how many, the smallest content)."""
+    """Part -> (partition of the root, block of its clusters: best document here, how many, smallest content)."""
 
     def __init__(self, tables: Tables, prefer: str, labels: Mapping[int, str], place: ByHash) -> None:
         self.tables, self.prefer, self.labels, self.place = tables, prefer, dict(labels), place
@@ -145,7 +147,12 @@ class Decide(beam.DoFn):
         survivor[start] = place[start]
         by_name = np.lexsort((content, ~older, root))
         cluster, size = content[by_name][start], np.add.reduceat(count, start)
-        columns = {"root": root, "survivor": survivor, "size": np.repeat(size, repeat), "cluster": np.repeat(cluster, repeat)}
+        columns = {
+            "root": root,
+            "survivor": survivor,
+            "size": np.repeat(size, repeat),
+            "cluster": np.repeat(cluster, repeat),
+        }
         yield from blocks(part, columns)
 
 
@@ -159,7 +166,9 @@ class WriteAnswers(beam.DoFn):
         part, table = element[0], pa.Table.from_batches(list(element[1]))
         path = f"{self.scratch.folder}/answers/{part}.parquet"
         record = {"path": path, "partition": part, "rows": table.num_rows}
-        store.write_sidecar(path, self.scratch.folder, table.take(pc.sort_indices(table, sort_keys=[("root", "ascending")])), record)
+        store.write_sidecar(
+            path, self.scratch.folder, table.take(pc.sort_indices(table, sort_keys=[("root", "ascending")])), record
+        )
         yield record
 
 

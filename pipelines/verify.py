@@ -1,7 +1,7 @@
 """True Jaccard similarity of candidate pairs. Pairs are star edges: a few per document, however large its bucket.
 
-Text is read again only where a split holds documents of candidate pairs. Shingle sets of the centres of stars go to files;
-each split then holds the sets of its own documents (8 bytes per shingle, about 1.5 times its text) and reads the
+Text is read again only where a split holds documents of candidate pairs. Shingle sets of the centres of stars go to
+files; each split then holds the sets of its own documents (8 bytes per shingle, about 1.5 times its text) and reads the
 centres it needs, one row group at a time.
 """
 
@@ -15,7 +15,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import engine, ledger, store
-from pipelines.clusters import ByPart, File, Part, Scratch, Steps, as_is, by_part, distinct, read_edges, shuffle, to_second
+from pipelines.clusters import (
+    ByPart,
+    File,
+    Part,
+    Scratch,
+    Steps,
+    as_is,
+    by_part,
+    distinct,
+    read_edges,
+    shuffle,
+    to_second,
+)
 from pipelines.reading import read
 from pipelines.steps import Context
 from pipelines.tables import Tables
@@ -24,7 +36,13 @@ from transforms.minhash import MinHash, Sets, jaccard
 
 
 def similar(
-    context: Context, tables: Tables, parts: Sequence[Part], sketch: MinHash, least: float, files: Sequence[File], scratch: Scratch
+    context: Context,
+    tables: Tables,
+    parts: Sequence[Part],
+    sketch: MinHash,
+    least: float,
+    files: Sequence[File],
+    scratch: Scratch,
 ) -> list[File]:
     """Of the edges in the files those whose ends have a Jaccard similarity of `least` or more."""
     place = by_part(parts)
@@ -44,7 +62,9 @@ def _each(context: Context, parts: Sequence[Part], files: Sequence[File], work: 
     elements = [(parts[f["partition"]], f["path"]) for f in files]
 
     def build(pipeline: beam.Pipeline) -> beam.PCollection:
-        return pipeline | engine.deal(elements, [p.documents + 1 for p, _ in elements], context.workers) | beam.ParDo(work)
+        return (
+            pipeline | engine.deal(elements, [p.documents + 1 for p, _ in elements], context.workers) | beam.ParDo(work)
+        )
 
     made: list[File] = context.graph("verify minhash", build, len(elements)) if elements else []
     if sorted(f["partition"] for f in made) != sorted(f["partition"] for f in files):
@@ -53,7 +73,7 @@ def _each(context: Context, parts: Sequence[Part], files: Sequence[File], work: 
 
 
 def _shingles(tables: Tables, part: Part, nodes: np.ndarray, sketch: MinHash) -> Iterator[tuple[np.ndarray, Sets]]:
-    """Shingle sets of some nodes of a part (ascending, distinct), batch by batch; batches without any are not hashed."""
+    """Shingle sets of some nodes of a part (ascending, distinct), batch by batch; others are not hashed."""
     assert part.split is not None
     place, first = part.first, 0
     for batch in read(part.split, tables.text, tables.admission, columns=[]):
@@ -86,7 +106,9 @@ class WriteShingles(beam.DoFn):
             raise
         sidecar.close({})
         if sidecar.rows != len(nodes):
-            raise ledger.LedgerError(f"{part.signatures}: {sidecar.rows} of {len(nodes)} documents could be read again; the shard has changed")
+            raise ledger.LedgerError(
+                f"{part.signatures}: {sidecar.rows} of {len(nodes)} documents could be read again; the shard changed"
+            )
         yield {"path": target, "partition": part.number, "rows": sidecar.rows}
 
 
@@ -112,7 +134,9 @@ class Compare(beam.DoFn):
                 first, end = np.searchsorted(v, some[0]), np.searchsorted(v, some[-1], side="right")
                 alike[first:end] = jaccard(own, mine[first:end], np.searchsorted(some, v[first:end]), sets)
         if np.isnan(alike).any():
-            raise ledger.LedgerError(f"{part.signatures}: {np.isnan(alike).sum()} of {len(u)} pairs were not compared; run again")
+            raise ledger.LedgerError(
+                f"{part.signatures}: {np.isnan(alike).sum()} of {len(u)} pairs were not compared; run again"
+            )
         keep = alike >= self.least
         yield self.scratch.write(f"similar/{part.number}", u[keep], v[keep], partition=part.number)
 

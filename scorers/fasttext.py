@@ -80,4 +80,5 @@ def probabilities(model: Any, texts: list[str], positive: str) -> np.ndarray:
     lengths = np.fromiter(map(len, labels), dtype=np.int64, count=len(texts))
     flat = np.fromiter((p for row in found for p in row), dtype=np.float64)
     hit = np.fromiter((label == positive for row in labels for label in row), dtype=bool)
-    return np.clip(np.bincount(np.repeat(np.arange(len(texts)), lengths), flat * hit, minlength=len(texts)), 0, 1)
+    summed = np.bincount(np.repeat(np.arange(len(texts)), lengths), flat * hit, minlength=len(texts))
+    return np.clip(summed.astype(np.float64), 0, 1)  # of no documents, bincount makes integers

@@ -180,11 +180,11 @@ def _is_quantile(node: dict[str, Any]) -> bool:
 
 
 def _quantile(text: str, node: dict[str, Any]) -> Quantile:
-    arguments = [argument.get("expression", argument) for argument in node["arguments"]]
-    share = arguments[1].get("literal", {}).get("text") if len(arguments) == 2 else None
+    given = node["arguments"] if "arguments" in node else node["children"]  # before DuckDB 2
+    arguments = [argument.get("expression", argument) for argument in given]
     try:
-        number = float(share)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+        number = float(_expression_text(arguments[1])) if len(arguments) == 2 else -1.0
+    except ValueError:
         number = -1.0
     if not 0 <= number <= 1 or node.get("filter") or node.get("distinct"):
         example = "as in quantile(quality.score, 0.9)"

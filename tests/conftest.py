@@ -58,7 +58,7 @@ class Toy:
 
     @property
     def sources(self) -> dict[str, str]:
-        return {name: f"{self.folder}/{name}/*.parquet" for name in self.documents}
+        return {name: f"{self.folder}/{name}/**/*.parquet" for name in self.documents}
 
 
 def build_toy(folder: Path) -> Toy:

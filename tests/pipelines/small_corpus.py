@@ -76,6 +76,6 @@ def recipe(folder: Path, **changes: Any) -> dict[str, Any]:
         },
         "select": {"unique": "exact.keep", "quality": "quality.score >= quantile(quality.score, 0.3)"},
         "tokenizer": "fit:tokenizer",
-        "mix": {"curated": {"tokens": 30_000, "weights": {"web": 0.3, "books": 0.2, "code": 0.5}}},
+        "mix": {"curated": {"tokens": 60_000, "weights": {"web": 0.2, "books": 0.2, "code": 0.6}}},
         **changes,
     }

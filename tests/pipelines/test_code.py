@@ -56,7 +56,9 @@ def digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str
 
 def test_words_about_code_do_not_count(digest: Callable[..., str]) -> None:
     before = digest()
-    reworded = ENGINE.replace("What it does", "Something else").replace('    """Adds."""\n', "").replace("Runs", "Walks")
+    reworded = (
+        ENGINE.replace("What it does", "Something else").replace('    """Adds."""\n', "").replace("Runs", "Walks")
+    )
     assert digest(engine=reworded.replace("# of something", "# note\n\n")) == before
     assert digest(kernel='"""Now described."""\n# and noted\n' + KERNEL) == before
 

@@ -1,4 +1,5 @@
 """The Arrow coder: what goes in comes out, a slice travels alone, and shuffles use it."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator

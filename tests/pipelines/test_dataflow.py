@@ -1,4 +1,5 @@
 """Dataflow, as far as it can be seen from here: the job that would be submitted, which runs from its files alone."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,4 @@
-"""Exact dedupe: every planted duplicate is found, the right one survives, whatever the splits; lost answers are noticed."""
+"""Exact dedupe: every duplicate is found, the right one survives, whatever the splits; lost answers are noticed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small_corpus import write
 
 from pipelines import dedupe, shards, store
 from pipelines.dedupe import Decide, Exact, KeyBlocks, WriteFlags, exact
@@ -21,7 +22,6 @@ from pipelines.reading import Admission
 from pipelines.score import Pass, ScoreSplit
 from pipelines.steps import Context
 from pipelines.tables import MisalignedError, Struct, Tables
-from small_corpus import write
 
 Row = dict[str, Any]  # source, split, row, id, cluster, size, keep
 
@@ -180,7 +180,7 @@ def test_answers_that_went_astray_are_noticed(pair: Scored, damage: str) -> None
     with pytest.raises(MisalignedError, match=r"a/one: .* for 2 hashes"):
         list(write_flags.process((0, given)))
     assert not Path(pair.splits[0].sidecar(f"{pair.context.run}/dedupe/exact")).exists()
-    assert list(write_flags.process((0, found[0])))[0]["rows_out"] == 3
+    assert next(write_flags.process((0, found[0])))["rows_out"] == 3
 
 
 def test_a_signature_that_lost_rows_is_refused(pair: Scored) -> None:

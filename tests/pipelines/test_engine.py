@@ -1,4 +1,5 @@
 """The engine: which runner, how many processes, what is lost without the guard, and how failures read."""
+
 from __future__ import annotations
 
 import os

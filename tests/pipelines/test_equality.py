@@ -63,7 +63,7 @@ def assert_equal(made: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 def with_models_of(run: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """The recipe with the models that a run has fitted, instead of fitting them again: six graphs less to start workers for."""
+    """The recipe with the models that a run has fitted, not fitted again: six graphs less to start workers for."""
     quality = {"scorer": "fasttext", "model": f"{run}/models/quality"}
     return {**given, "fit": {}, "tokenizer": f"{run}/models/tokenizer", "score": {**given["score"], "quality": quality}}
 
@@ -99,7 +99,7 @@ def test_two_worker_processes(folder: Path, plain: Path, expected: Expected, tmp
 def test_portable_job_server(folder: Path, plain: Path, expected: Expected, tmp_path: Path) -> None:
     from pipelines.job_server import job_server
 
-    with job_server(workers=2) as options:
+    with job_server() as options:
         summary = run(parse(with_models_of(plain, recipe(folder))), str(tmp_path), options, until="mix")
     assert summary["mixture_digest"] == expected[0]["mixture_digest"]
     assert_equal(sidecars(tmp_path), expected[1])
@@ -136,7 +136,7 @@ def test_shards_in_many_splits(
 def test_the_digest_tells_mixtures_apart(folder: Path, expected: Expected, tmp_path: Path) -> None:
     """Against a digest that is the same whatever happens: other documents, or more tokens asked of them."""
     given = recipe(folder)
-    given["mix"] = {"curated": given["mix"]["curated"] | {"tokens": 31_000}}
+    given["mix"] = {"curated": given["mix"]["curated"] | {"tokens": 61_000}}
     assert run(parse(given), str(tmp_path / "1"), until="mix")["mixture_digest"] != expected[0]["mixture_digest"]
     given = recipe(folder)
     given["select"] |= {"even": "row % 2 = 0"}

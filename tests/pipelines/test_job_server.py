@@ -1,4 +1,5 @@
 """The portable job service: graphs and files are all that client, service and workers share."""
+
 from __future__ import annotations
 
 import os

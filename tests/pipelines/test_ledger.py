@@ -58,7 +58,7 @@ def test_totals_and_file(tmp_path: Path) -> None:
     assert (total["splits"], total["reused"]) == (3, 1)
     assert ledger.totals([])["in"] == 0
     ledger.write(f"{tmp_path}/x.parquet", reversed(made))
-    query = 'SELECT split, "in", out, dropped[\'empty\'], quarantined, cause, reused FROM read_parquet(?)'
+    query = "SELECT split, \"in\", out, dropped['empty'], quarantined, cause, reused FROM read_parquet(?)"
     rows = duckdb.execute(query, [f"{tmp_path}/x.parquet"]).fetchall()
     assert rows == [("a", 10, 8, 2, 0, "bad", True), ("b", 10, 8, 2, 0, None, False), ("c", 10, 8, 2, 0, None, False)]
     ledger.write(f"{tmp_path}/empty.parquet", [])

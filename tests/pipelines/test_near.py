@@ -1,4 +1,4 @@
-"""MinHash dedupe through the whole pipeline: planted truth, a union-find over all pairs, and nothing that depends on order."""
+"""MinHash dedupe through the whole pipeline: planted truth, union-find over all pairs, nothing depends on order."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ from pipelines.run import run
 from transforms.batch import Batch
 from transforms.minhash import MinHash, jaccard
 
-WORDS = [a + b + c for a in ("ba", "ko", "mi", "re", "tu") for b in ("dun", "sel", "var", "lim") for c in ("", "en", "os", "a")]
+WORDS = [
+    a + b + c
+    for a in ("ba", "ko", "mi", "re", "tu")
+    for b in ("dun", "sel", "var", "lim")
+    for c in ("", "en", "os", "a")
+]
 Flags = dict[str, tuple[int, int, bool]]  # id -> cluster, size, keep
 
 
@@ -32,7 +37,10 @@ def prose(draw: np.random.Generator, words: int) -> list[str]:
 
 def edited(draw: np.random.Generator, words: list[str], share: float) -> list[str]:
     changed = draw.random(len(words)) < share
-    return [f"x{draw.integers(1 << 30):x}".translate({48 + d: 103 + d for d in range(10)}) if c else w for w, c in zip(words, changed, strict=True)]
+    return [
+        f"x{draw.integers(1 << 30):x}".translate({48 + d: 103 + d for d in range(10)}) if c else w
+        for w, c in zip(words, changed, strict=True)
+    ]
 
 
 def corpus(groups: int, seed: int, shares: tuple[float, ...] = (0.0, 0.005, 0.02, 0.05, 0.1)) -> list[str]:
@@ -47,7 +55,7 @@ def corpus(groups: int, seed: int, shares: tuple[float, ...] = (0.0, 0.005, 0.02
 
 
 def place(folder: Path, texts: list[str], shards: int = 3, group: int = 25) -> dict[str, str]:
-    """Texts dealt to shards of two sources; returns id -> text. Ids are no hashes of the place, so that shards may move."""
+    """Texts dealt to shards of two sources; returns id -> text. Ids do not hash the place: shards may move."""
     ids = [f"{i * 7919 % 100_003:06d}" for i in range(len(texts))]
     for k in range(shards):
         write(folder / ("a" if k % 2 else "b") / f"{k}.parquet", texts[k::shards], ids[k::shards], group)
@@ -55,7 +63,11 @@ def place(folder: Path, texts: list[str], shards: int = 3, group: int = 25) -> d
 
 
 def recipe(folder: Path, **method: Any) -> dict[str, Any]:
-    return {"name": "near", "sources": {n: f"{folder}/{n}/*.parquet" for n in ("a", "b")}, "dedupe": {"minhash": method}}
+    return {
+        "name": "near",
+        "sources": {n: f"{folder}/{n}/*.parquet" for n in ("a", "b")},
+        "dedupe": {"minhash": method},
+    }
 
 
 def read(path: Path) -> pa.Table:
@@ -181,7 +193,12 @@ def test_planted_families(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "method",
-    [{"preset": "curator"}, {"ngram": 3, "bands": 4, "rows": 5}, {"threshold": 0.5, "permutations": 64}, {"unit": "character", "ngram": 9}],
+    [
+        {"preset": "curator"},
+        {"ngram": 3, "bands": 4, "rows": 5},
+        {"threshold": 0.5, "permutations": 64},
+        {"unit": "character", "ngram": 9},
+    ],
     ids=str,
 )
 def test_other_parameters(planted: tuple[Path, dict[str, str]], tmp_path: Path, method: dict[str, Any]) -> None:
@@ -202,15 +219,17 @@ def test_small_partitions_and_rounds(
 ) -> None:
     """The ways of large corpora: many partitions, a graph for each few bands, components by the engine."""
     for module, name, value in (
-        (near, "COLUMN_ROWS", 60), (near, "SHUFFLE_ROWS", 2_000), (clusters, "EDGE_ROWS", 80), (clusters, "IN_PROCESS", 10),
-        (survivors, "PARTITION_DOCUMENTS", 30),
+        (near, "COLUMN_ROWS", 60), (near, "SHUFFLE_ROWS", 2_000), (clusters, "EDGE_ROWS", 80),
+        (clusters, "IN_PROCESS", 10), (survivors, "PARTITION_DOCUMENTS", 30),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
     dedupe(planted[0], tmp_path)
     assert_equal(tmp_path, plain)
 
 
-def test_too_few_rounds_raise(planted: tuple[Path, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_rounds_raise(
+    planted: tuple[Path, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(clusters, "IN_PROCESS", 10)
     monkeypatch.setattr(clusters, "ROUNDS", 0)
     with pytest.raises(RuntimeError, match="still change after 0 rounds"):
@@ -218,7 +237,9 @@ def test_too_few_rounds_raise(planted: tuple[Path, dict[str, str]], tmp_path: Pa
     assert not (tmp_path / "dedupe").exists()
 
 
-def test_other_splits_and_names(planted: tuple[Path, dict[str, str]], plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_splits_and_names(
+    planted: tuple[Path, dict[str, str]], plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Clusters, their names and survivors do not depend on how the documents are cut into shards and splits."""
     expected = flags(plain)
     monkeypatch.setattr(shards, "SPLIT_BYTES", 20_000)
@@ -241,7 +262,9 @@ def test_resume_computes_what_is_missing(planted: tuple[Path, dict[str, str]], p
     assert run(parse(recipe(planted[0])), str(out), until="dedupe")["ledger"]["dedupe:minhash"]["reused"] == 3
 
 
-def test_a_new_shard_leaves_old_signatures_alone(planted: tuple[Path, dict[str, str]], plain: Path, tmp_path: Path) -> None:
+def test_a_new_shard_leaves_old_signatures_alone(
+    planted: tuple[Path, dict[str, str]], plain: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "in"
     shutil.copytree(planted[0], folder)
     (folder / "a" / "1.parquet").rename(tmp_path / "later.parquet")
@@ -333,7 +356,9 @@ def test_verified_clusters(planted: tuple[Path, dict[str, str]], plain: Path, tm
     assert_equal(tmp_path / "two", tmp_path / "one")
 
 
-def test_lost_rows_are_noticed(planted: tuple[Path, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_rows_are_noticed(
+    planted: tuple[Path, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = clusters.blocks
 
     def losing(*args: Any) -> Iterator[Any]:
@@ -351,7 +376,10 @@ def test_lost_rows_are_noticed(planted: tuple[Path, dict[str, str]], tmp_path: P
 
 
 def test_holdout_by_clusters(planted: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
-    given = recipe(planted[0]) | {"holdout": {"share": 0.3, "clusters": "minhash"}, "select": {"unique": "minhash.keep"}}
+    given = recipe(planted[0]) | {
+        "holdout": {"share": 0.3, "clusters": "minhash"},
+        "select": {"unique": "minhash.keep"},
+    }
     summary = run(parse(given), str(tmp_path), until="select")
     held: dict[int, set[bool]] = {}
     for path in (tmp_path / "selection").rglob("*.parquet"):
@@ -363,8 +391,8 @@ def test_holdout_by_clusters(planted: tuple[Path, dict[str, str]], tmp_path: Pat
     assert summary["ledger"]["select"]["dropped"]["unique"] > 0
 
 
-SCRIPTS = ["שלום עולם ", "مرحبا بالعالم ٣٫٥ ", "नमस्ते दुनिया ", "你好世界", "สวัสดีชาวโลก", "안녕 세상 ", "Γειά σου Κόσμε ", "ሰላም ልዑል ",
-           "😀🎉👍🏽 ", "გამარჯობა ", "Привет, мир! "]  # fmt: skip
+SCRIPTS = ["שלום עולם ", "مرحبا بالعالم ٣٫٥ ", "नमस्ते दुनिया ", "你好世界", "สวัสดีชาวโลก", "안녕 세상 ", "Γειά σου Κόσμε ",
+           "ሰላም ልዑል ", "😀🎉👍🏽 ", "გამარჯობა ", "Привет, мир! "]  # fmt: skip
 EDGES = ["...", "!?", "one", "one two three four", "word " * 1_000_000, "x" * 3_000_000, "a", *(s * 9 for s in SCRIPTS)]
 
 
@@ -372,7 +400,9 @@ EDGES = ["...", "!?", "one", "one two three four", "word " * 1_000_000, "x" * 3_
 def test_edge_documents(tmp_path: Path, method: dict[str, Any]) -> None:
     """Each is found again in its copy and in nothing else; rows that are no documents are counted."""
     ids = [f"{k}{i:03d}" for k in "pq" for i in range(len(EDGES))]
-    write(tmp_path / "in" / "a" / "0.parquet", [None, "", " \n", *EDGES], ["n1", "n2", "n3", *ids[: len(EDGES)]], group=3)
+    write(
+        tmp_path / "in" / "a" / "0.parquet", [None, "", " \n", *EDGES], ["n1", "n2", "n3", *ids[: len(EDGES)]], group=3
+    )
     write(tmp_path / "in" / "b" / "0.parquet", EDGES, ids[len(EDGES) :])
     found = dedupe(tmp_path / "in", tmp_path / "out", **method)
     assert partition(found) == {frozenset((f"p{i:03d}", f"q{i:03d}")) for i in range(len(EDGES))}
@@ -416,7 +446,9 @@ def test_a_document_of_100_mb(tmp_path: Path) -> None:
     assert partition(dedupe(tmp_path / "in", tmp_path / "out")) == {frozenset("x"), frozenset("yz")}
 
 
-def test_verify_reads_only_candidates(planted: tuple[Path, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_reads_only_candidates(
+    planted: tuple[Path, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hashed: list[int] = []
     whole = verify.Batch
 

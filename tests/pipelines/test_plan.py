@@ -36,7 +36,11 @@ def test_every_part_may_use_what_is_there_by_then(folder: Path, toy_tokenizer: P
     check(
         folder,
         toy_tokenizer,
-        score={"fineweb": {}, "q": {"scorer": "fasttext", "model": str(toy_fasttext)}, "f": {"scorer": "fasttext", "model": "fit:f"}},
+        score={
+            "fineweb": {},
+            "q": {"scorer": "fasttext", "model": str(toy_fasttext)},
+            "f": {"scorer": "fasttext", "model": "fit:f"},
+        },
         dedupe={"exact": {"prefer": "q.score + n"}},
         fit={"f": {"method": "fasttext", "positives": "exact.keep AND q.score > 0.5 AND late IS NULL AND NOT holdout"}},
         select={"a": "f.score >= quantile(f.score, 0.5)", "b": "list_contains(tags, 't') OR tokens.count > 3"},
@@ -77,14 +81,18 @@ def test_every_part_may_use_what_is_there_by_then(folder: Path, toy_tokenizer: P
         ({"train": {"mixtures": ["all"], "config": {"lerning_rate": 1}}}, "train.config.lerning_rate: no such key"),
     ],
 )  # fmt: skip
-def test_each_mistake_is_found_without_work(folder: Path, toy_tokenizer: Path, changes: dict[str, Any], line: str) -> None:
+def test_each_mistake_is_found_without_work(
+    folder: Path, toy_tokenizer: Path, changes: dict[str, Any], line: str
+) -> None:
     with pytest.raises(RecipeError) as error:
         check(folder, toy_tokenizer, **changes)
     assert line in str(error.value)
     assert not (folder / "run").exists()
 
 
-def test_a_missing_package_is_named_with_its_extra(folder: Path, toy_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_with_its_extra(
+    folder: Path, toy_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("fasttext", "torch") else find(name))
     fit = {"f": {"method": "fasttext", "positives": "true"}}

@@ -17,7 +17,18 @@ from pipelines import reading, shards
 from pipelines.reading import Admission, CorruptSplitError, read
 
 REPAIR, DROP = Admission(), Admission(invalid_utf8="drop", nul="drop")
-BAD = [b"plain", b"\xed\xa0\x80 lone surrogate", b"cut \xe2\x82", b"\xff\xfe", b"a\0b", b"\0", b"\xff\0", b"", b" \n", None]
+BAD = [
+    b"plain",
+    b"\xed\xa0\x80 lone surrogate",
+    b"cut \xe2\x82",
+    b"\xff\xfe",
+    b"a\0b",
+    b"\0",
+    b"\xff\0",
+    b"",
+    b" \n",
+    None,
+]
 
 
 def split_of(path: Path, text: str = "text") -> shards.Split:
@@ -64,7 +75,9 @@ def test_each_kind_of_bad_text_has_its_reason(tmp_path: Path, policy: Admission,
     column = column.dictionary_encode() if kind == "dictionary" else column.cast(kind)
     documents, index = everything(write(tmp_path / "a.parquet", {"text": column}), policy)
     expected = [slow(value, policy) for value in BAD]
-    assert list(zip(index["status"].to_pylist(), index["repaired"].to_pylist(), strict=True)) == [e[:2] for e in expected]
+    assert list(zip(index["status"].to_pylist(), index["repaired"].to_pylist(), strict=True)) == [
+        e[:2] for e in expected
+    ]
     assert documents["text"].to_pylist() == [text for status, _, text in expected if status == "ok"]
     admitted = index.filter(pa.compute.equal(index["status"], "ok"))
     assert admitted["bytes"].to_pylist() == [len(text.encode()) for status, _, text in expected if status == "ok"]
@@ -84,7 +97,10 @@ def test_invalid_bytes_hidden_in_a_string_column(tmp_path: Path) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(values=st.lists(st.none() | st.binary(max_size=12) | st.text(max_size=12).map(str.encode), max_size=30), data=st.data())
+@given(
+    values=st.lists(st.none() | st.binary(max_size=12) | st.text(max_size=12).map(str.encode), max_size=30),
+    data=st.data(),
+)
 def test_admission_equals_the_slow_way(values: list[bytes | None], data: st.DataObject) -> None:
     policy = data.draw(st.sampled_from([REPAIR, DROP]))
     raw = pa.array(values, pa.binary())
@@ -111,7 +127,9 @@ def test_ids_are_those_given_or_made(tmp_path: Path) -> None:
         documents, _ = everything(write(tmp_path / "a.parquet", {**text, "id": given}))
         found = documents["id"].to_pylist()
         assert [i for i, e in zip(found, expected, strict=True) if e] == [e for e in expected if e]
-        assert len(found[1]) == 32 and found[1] != everything(write(tmp_path / "b.parquet", text))[0]["id"].to_pylist()[1]
+        assert (
+            len(found[1]) == 32 and found[1] != everything(write(tmp_path / "b.parquet", text))[0]["id"].to_pylist()[1]
+        )
     made = everything(write(tmp_path / "a.parquet", text))[0]["id"].to_pylist()
     assert len(set(made)) == 3 and made == everything(write(tmp_path / "a.parquet", text))[0]["id"].to_pylist()
 
@@ -124,7 +142,11 @@ def test_a_column_named_row_is_carried_under_another_name(tmp_path: Path) -> Non
 
 def test_rows_are_numbered_through_the_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "SPLIT_BYTES", 100)
-    path = write(tmp_path / "a.parquet", {"text": [None if i % 3 == 0 else f"text {i} " * 5 for i in range(50)]}, row_group_size=7)
+    path = write(
+        tmp_path / "a.parquet",
+        {"text": [None if i % 3 == 0 else f"text {i} " * 5 for i in range(50)]},
+        row_group_size=7,
+    )
     parts = shards.splits([shards.scan(s, "text") for s in shards.expand({"s": str(path)})])
     assert len(parts) > 3
     batches = [part.documents for p in parts for part in read(p, "text", REPAIR)]
@@ -133,12 +155,16 @@ def test_rows_are_numbered_through_the_shard(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("dictionary", [True, False])
-def test_batches_are_bounded_whatever_the_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dictionary: bool) -> None:
+def test_batches_are_bounded_whatever_the_lengths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dictionary: bool
+) -> None:
     monkeypatch.setattr(reading, "BATCH_BYTES", 1 << 16)
     draw = np.random.default_rng(0)
     texts = ["x" * int(n) for n in [*draw.integers(0, 10, 20_000), *draw.integers(0, 40_000, 60), 300_000, 1, 300_000]]
     column = pa.array(texts)
-    path = write(tmp_path / "a.parquet", {"text": column.dictionary_encode() if dictionary else column, "n": range(len(texts))})
+    path = write(
+        tmp_path / "a.parquet", {"text": column.dictionary_encode() if dictionary else column, "n": range(len(texts))}
+    )
     parts = list(read(split_of(path), "text", REPAIR))
     for part in parts:
         assert part.index.num_rows <= reading.BATCH_ROWS

@@ -53,28 +53,56 @@ def test_a_good_recipe_and_its_defaults() -> None:
     [
         ("nam", "x", "nam: no such key; did you mean 'name'?"),
         ("admission", {"null": "drop"}, "admission.null: no such key; did you mean 'nul'?"),
-        ("admission", {"nul": "dorp"}, "admission.nul: expected 'repair' or 'drop' (given: 'dorp'); did you mean 'drop'?"),
+        (
+            "admission",
+            {"nul": "dorp"},
+            "admission.nul: expected 'repair' or 'drop' (given: 'dorp'); did you mean 'drop'?",
+        ),
         ("holdout.shar", 0.1, "holdout.shar: no such key; did you mean 'share'?"),
         ("holdout.share", 1.5, "holdout.share: Input should be less than 1 (given: 1.5)"),
         ("holdout.clusters", "exakt", "holdout.clusters: 'exakt' is not under dedupe; did you mean 'exact'?"),
         ("fit.tokenizer.vocabulry", 5, "fit.tokenizer.vocabulry: no such key; did you mean 'vocabulary'?"),
-        ("fit.tokenizer.vocabulary", 5, "fit.tokenizer.vocabulary: Input should be greater than or equal to 257 (given: 5)"),
-        ("fit.tokenizer.method", "tokenzier", "fit.tokenizer: expected 'tokenizer' or 'fasttext' (given: 'tokenzier'); did you mean 'tokenizer'?"),
+        (
+            "fit.tokenizer.vocabulary",
+            5,
+            "fit.tokenizer.vocabulary: Input should be greater than or equal to 257 (given: 5)",
+        ),
+        (
+            "fit.tokenizer.method",
+            "tokenzier",
+            "fit.tokenizer: expected 'tokenizer' or 'fasttext' (given: 'tokenzier'); did you mean 'tokenizer'?",
+        ),
         ("fit.quality.positives", None, "fit.quality.positives: Input should be a valid string (given: None)"),
         ("fit.quality", {"method": "fasttext"}, "fit.quality.positives: must be given"),
         ("score.finweb", {}, "score.finweb: no scorer 'finweb'; did you mean 'fineweb'?"),
         ("score.quality.scorer", "fastext", "score.quality: no scorer 'fastext'; did you mean 'fasttext'?"),
         ("score.quality.scorer", 7, "score.quality: no scorer 7; there is c4, "),
-        ("score.quality.model", "fit:qualty", "score.quality.model: 'fit:qualty' is not under fit; did you mean 'quality'?"),
-        ("score.quality.model", "fit:tokenizer", "score.quality.model: 'fit:tokenizer' has the method 'tokenizer', expected 'fasttext'"),
-        ("score.source", {"scorer": "fineweb"}, "score: 'source' is the name of another column; choose one and give `scorer`"),
+        (
+            "score.quality.model",
+            "fit:qualty",
+            "score.quality.model: 'fit:qualty' is not under fit; did you mean 'quality'?",
+        ),
+        (
+            "score.quality.model",
+            "fit:tokenizer",
+            "score.quality.model: 'fit:tokenizer' has the method 'tokenizer', expected 'fasttext'",
+        ),
+        (
+            "score.source",
+            {"scorer": "fineweb"},
+            "score: 'source' is the name of another column; choose one and give `scorer`",
+        ),
         ("score.Exact", {"scorer": "fineweb"}, "score: 'Exact' is "),
         ("score.FineWeb", {"scorer": "fineweb"}, "score: 'FineWeb' is the name of another column"),
         ("score.tokens", {"tokenizer": "x"}, "score: 'tokens' is the name of another column"),
         ("score.a/b", {"scorer": "fineweb"}, "score: 'a/b' cannot be a name; use letters, digits, '_', '-' and '.'"),
         ("sources.", "x", "sources: '' cannot be a name"),
         ("sources", {"..": "x"}, "sources: '..' cannot be a name"),
-        ("sources.web", 5, "sources.web: Input should be a valid string (given: 5) or Input should be a valid list (given: 5)"),
+        (
+            "sources.web",
+            5,
+            "sources.web: Input should be a valid string (given: 5) or Input should be a valid list (given: 5)",
+        ),
         ("sources", {}, "sources: Dictionary should have at least 1 item after validation, not 0 (given: {})"),
         ("dedupe.exakt", {}, "dedupe.exakt: no such method; did you mean 'exact'?"),
         ("tokenizer", None, "tokenizer: mixtures are weighed in tokens; give a tokenizer.json"),
@@ -96,7 +124,11 @@ def test_each_mistake_is_one_line(path: str, value: Any, line: str) -> None:
 
 def test_several_mistakes_are_several_lines() -> None:
     given = changed("score.finweb", {}) | {"dedupe": {"exat": {}}, "holdout": None, "train": {"mixtures": ["x"]}}
-    assert [line.split(":")[1].strip() for line in mistake(given).split("\n")] == ["score.finweb", "dedupe.exat", "train.mixtures"]
+    assert [line.split(":")[1].strip() for line in mistake(given).split("\n")] == [
+        "score.finweb",
+        "dedupe.exat",
+        "train.mixtures",
+    ]
     given = {"nam": "x", "sources": {"a": "b"}, "seed": "x"}
     assert {line.split(": ")[1] for line in mistake(given).split("\n")} == {"nam", "name", "seed"}
 
@@ -115,7 +147,9 @@ def test_files(tmp_path: Path) -> None:
         with pytest.raises(RecipeError) as error:
             load(str(tmp_path / "r.yaml"))
         assert reason in str(error.value) and "r.yaml" in str(error.value)
-    with pytest.raises(RecipeError, match=r"no recipe at quikstart; bundled: .*quickstart.*; did you mean 'quickstart'\?"):
+    with pytest.raises(
+        RecipeError, match=r"no recipe at quikstart; bundled: .*quickstart.*; did you mean 'quickstart'\?"
+    ):
         load("quikstart")
 
 

@@ -77,7 +77,13 @@ def test_columns_are_found_in_any_case(small: Any) -> None:
     """SQL knows no upper and lower case, so what is read for an expression must not either."""
     _, tables, splits = small
     assert reasons(tables, splits, x="N > 3 AND GOOD") == reasons(tables, splits, x="n > 3 AND good")
-    assert reasons(tables, splits, x="length(TEXT) > 5 AND Draw > 0") == [("a", None), ("b", "x"), ("d", None), ("e", "x"), ("f", None)]
+    assert reasons(tables, splits, x="length(TEXT) > 5 AND Draw > 0") == [
+        ("a", None),
+        ("b", "x"),
+        ("d", None),
+        ("e", "x"),
+        ("f", None),
+    ]
     assert tables.base({"N"}) == tables.base({"n"})
 
 
@@ -88,8 +94,21 @@ def test_held_out_documents_are_dropped_as_such(tmp_path: Path) -> None:
     flags = pa.struct([("cluster", pa.uint64())])
     clusters = pa.array([{"cluster": i // 2} for i in range(200)], flags)  # pairs of duplicates
     index = store.read_table(splits[0].sidecar(f"{context.run}/index"))
-    store.write_sidecar(splits[0].sidecar(f"{context.run}/dedupe/exact"), "k", pa.table([index["row"], index["id"], clusters], ["row", "id", "exact"]), {})
-    tables = Tables(tables.run, "text", tables.admission, 0, tables.raw, {"exact": Struct("dedupe/exact", flags, "b")}, tables.holdout)
+    store.write_sidecar(
+        splits[0].sidecar(f"{context.run}/dedupe/exact"),
+        "k",
+        pa.table([index["row"], index["id"], clusters], ["row", "id", "exact"]),
+        {},
+    )
+    tables = Tables(
+        tables.run,
+        "text",
+        tables.admission,
+        0,
+        tables.raw,
+        {"exact": Struct("dedupe/exact", flags, "b")},
+        tables.holdout,
+    )
     out, record = Select(tables, {"long": "length(text) > 6"})(splits[0])
     held = [row["selection"]["holdout"] for row in out.to_pylist()]
     assert held[::2] == held[1::2], "duplicates fall on one side"
@@ -100,7 +119,10 @@ def test_held_out_documents_are_dropped_as_such(tmp_path: Path) -> None:
 def test_a_quantile_is_that_of_all_documents_of_all_shards(tmp_path: Path, toy: Any) -> None:
     """Equal to DuckDB's own over the whole table; rows that are no documents do not count."""
     for i, count in enumerate((40, 7, 0)):
-        rows = {"text": pa.array([f"t{k}" if k % 5 else None for k in range(count)], pa.string()), "x": [float((k * 7919 + i) % 23) for k in range(count)]}
+        rows = {
+            "text": pa.array([f"t{k}" if k % 5 else None for k in range(count)], pa.string()),
+            "x": [float((k * 7919 + i) % 23) for k in range(count)],
+        }
         pq.write_table(pa.table({**rows, "x": pa.array(rows["x"], pa.float64())}), tmp_path / f"{i}.parquet")
     context, tables, splits = indexed(f"{tmp_path}/run", tmp_path)
     conditions = {"high": "x >= quantile(x, 0.7)", "not highest": "x < quantile(x, 1)"}
@@ -121,7 +143,13 @@ def test_a_quantile_is_that_of_all_documents_of_all_shards(tmp_path: Path, toy: 
 def test_a_sidecar_of_other_rows_is_refused(small: Any) -> None:
     context, tables, splits = small
     kind = pa.struct([("s", pa.float64())])
-    bad = pa.table({"row": [0, 1, 3, 4, 5], "id": pa.array(["a", "b", "d", "f", "e"], pa.large_string()), "x": pa.array([{"s": 1.0}] * 5, kind)})
+    bad = pa.table(
+        {
+            "row": [0, 1, 3, 4, 5],
+            "id": pa.array(["a", "b", "d", "f", "e"], pa.large_string()),
+            "x": pa.array([{"s": 1.0}] * 5, kind),
+        }
+    )
     store.write_sidecar(splits[0].sidecar(f"{context.run}/scores/x"), "k", bad, {})
     tables = Tables(tables.run, "text", tables.admission, 0, tables.raw, {"x": Struct("scores/x", kind, "b")})
     with pytest.raises(MisalignedError, match=r"scores/x/s/a\.parquet holds 5 rows that are not the 5 documents"):

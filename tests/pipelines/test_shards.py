@@ -69,8 +69,14 @@ def test_a_glob_without_files_and_names_that_clash_are_refused(tmp_path: Path) -
         ({"text": [["x"]]}, "column 'text' is list<"),
         ({"text": pa.array([1, 2]).dictionary_encode()}, "column 'text' is int64, not text"),
         ({"text": ["x"], "id": [{"a": 1}]}, "column 'id' is struct<a: int64>, neither text nor a number"),
-        (pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["text", "text"]), "several columns are named 'text'"),
-        (pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"]), pa.array([1])], ["u", "u", "text"]), "several columns are named 'u'"),
+        (
+            pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["text", "text"]),
+            "several columns are named 'text'",
+        ),
+        (
+            pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"]), pa.array([1])], ["u", "u", "text"]),
+            "several columns are named 'u'",
+        ),
     ],
 )
 def test_a_shard_that_cannot_be_read_says_why(tmp_path: Path, columns: Any, cause: str) -> None:
@@ -79,7 +85,10 @@ def test_a_shard_that_cannot_be_read_says_why(tmp_path: Path, columns: Any, caus
     assert splits([shard]) == [] and shard.rows == 0
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1PAR1", b"text\nline\n" * 100, b"\x1f\x8b" + os.urandom(500), b"PAR1" + b"\xff" * 40 + b"PAR1"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PAR1", b"PAR1PAR1", b"text\nline\n" * 100, b"\x1f\x8b" + os.urandom(500), b"PAR1" + b"\xff" * 40 + b"PAR1"],
+)
 def test_what_is_no_parquet_is_set_aside(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.parquet").write_bytes(content)
     shard = scanned(str(tmp_path / "a.parquet"))
@@ -94,7 +103,9 @@ def test_every_truncation_is_set_aside(tmp_path: Path) -> None:
         assert scanned(str(path)).cause
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view()])
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view()]
+)
 def test_every_type_of_text_is_text(tmp_path: Path, kind: pa.DataType) -> None:
     for column in (pa.array(["a", None]).cast(kind), pa.array(["a", None]).dictionary_encode()):
         shard = scanned(write(tmp_path / "a.parquet", {"text": column}))
@@ -103,7 +114,12 @@ def test_every_type_of_text_is_text(tmp_path: Path, kind: pa.DataType) -> None:
 
 def test_splits_are_whole_row_groups_of_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "SPLIT_BYTES", 3000)
-    path = write(tmp_path / "a.parquet", {"text": ["x" * 99 + str(i) for i in range(100)], "u.v": ["y" * 500] * 100}, row_group_size=10, use_dictionary=False)
+    path = write(
+        tmp_path / "a.parquet",
+        {"text": ["x" * 99 + str(i) for i in range(100)], "u.v": ["y" * 500] * 100},
+        row_group_size=10,
+        use_dictionary=False,
+    )
     shard = scanned(path)
     parts = splits([shard])
     assert sum(len(p.groups) for p in parts) == 10 and sum(p.rows for p in parts) == 100
@@ -150,7 +166,9 @@ def with_columns(path: str, **kinds: pa.DataType) -> Shard:
 def test_union_of_columns() -> None:
     one = with_columns("one", text=pa.string(), url=pa.null(), n=pa.int64())
     two = with_columns("two", text=pa.large_binary(), url=pa.large_string(), tags=pa.list_(pa.string()), id=pa.int64())
-    three = with_columns("three", url=pa.dictionary(pa.int32(), pa.string()), tags=pa.large_list(pa.large_string()), id=pa.string())
+    three = with_columns(
+        "three", url=pa.dictionary(pa.int32(), pa.string()), tags=pa.large_list(pa.large_string()), id=pa.string()
+    )
     union = schema_of([one, two, three])
     assert {n: type_of(k) for n, (k, _) in union.items()} == {
         "text": pa.string(), "url": pa.large_string(), "n": pa.int64(), "tags": pa.list_(pa.string()), "id": pa.int64(),

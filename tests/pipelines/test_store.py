@@ -27,7 +27,9 @@ def files(folder: Path) -> list[str]:
 
 
 def python(code: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True, timeout=60, **options)  # type: ignore[call-overload,no-any-return]
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True, timeout=60, **options
+    )  # type: ignore[call-overload,no-any-return]
 
 
 def test_a_sidecar_is_current_by_its_key_alone(tmp_path: Path) -> None:
@@ -154,7 +156,9 @@ def test_a_folder_is_held_by_one_process(tmp_path: Path) -> None:
 def test_digests(tmp_path: Path) -> None:
     assert store.digest({"a": 1, "b": 2}) == store.digest({"b": 2, "a": 1}) != store.digest({"a": 1, "b": "2"})
     assert store.digest(["a", "b"]) != store.digest("a", "b") != store.digest("ab")
-    assert store.digest("corpusmill", 1, None) == "5048117d0c762ec9a937e6fb11026f8f", "keys of finished runs depend on it"
+    assert store.digest("corpusmill", 1, None) == "5048117d0c762ec9a937e6fb11026f8f", (
+        "keys of finished runs depend on it"
+    )
     for name, content in (("m/model.bin", "x"), ("m/card.json", "y"), ("n/model.bin", "x"), ("n/card2.json", "y")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)

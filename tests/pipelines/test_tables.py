@@ -14,7 +14,9 @@ from pipelines.tables import Tables
 from sql.expressions import Expression, evaluate
 
 SHARDS = {
-    "a": pa.table({"text": ["x", None, "y"], "url": ["u1", "u2", "u3"], "tags": [["t"], ["u"], None], "Row": [1, 2, 3]}),
+    "a": pa.table(
+        {"text": ["x", None, "y"], "url": ["u1", "u2", "u3"], "tags": [["t"], ["u"], None], "Row": [1, 2, 3]}
+    ),
     "b": pa.table({"text": pa.array([b"z", b"\xff"]), "url": pa.nulls(2), "meta": [{"lang": "el"}, None]}),
     "c": pa.table({"text": pa.array([], pa.string()), "url": pa.array(["c"]).dictionary_encode()[:0]}),
 }
@@ -41,10 +43,15 @@ def test_columns_of_one_shard_are_null_in_the_others(loaded: dict[str, pa.Table]
     ]  # fmt: skip
     assert c.num_rows == 0 and {"draw", "holdout", "tags", "meta"} <= set(c.column_names)
     assert a.column("source").to_pylist() == ["s", "s"] and a.column("shard").to_pylist() == ["a", "a"]
-    assert loaded["only url"].column("url").to_pylist() == ["u1", "u3"] and "text" not in loaded["only url"].column_names
+    assert (
+        loaded["only url"].column("url").to_pylist() == ["u1", "u3"] and "text" not in loaded["only url"].column_names
+    )
 
 
-@pytest.mark.parametrize("text", ["url LIKE 'u%'", "list_contains(tags, 't')", "meta.lang = 'el'", "length(text) > 0", "NOT holdout AND draw >= 0"])
+@pytest.mark.parametrize(
+    "text",
+    ["url LIKE 'u%'", "list_contains(tags, 't')", "meta.lang = 'el'", "length(text) > 0", "NOT holdout AND draw >= 0"],
+)
 def test_every_expression_can_be_evaluated_on_every_shard(loaded: dict[str, pa.Table], text: str) -> None:
     for shard in "abc":
         found = evaluate({"x": text}, loaded[shard])

@@ -43,7 +43,9 @@ class InMemory:
         return self.tables[int(split.shard)]
 
 
-def find(tables: Sequence[pa.Table], statistics: Sequence[Statistic], bits: int, order: Sequence[int], sources: str = "") -> dict[str, Found]:
+def find(
+    tables: Sequence[pa.Table], statistics: Sequence[Statistic], bits: int, order: Sequence[int], sources: str = ""
+) -> dict[str, Found]:
     """`thresholds.find` without the engine: the same counting, encoding and narrowing, merged in a tree of any order."""
     splits = [Split(sources[i] if sources else "s", str(i), str(i), "", "", 0, (), 0, 0) for i in order]
     searches, found = [thresholds._Search(s) for s in statistics], {}
@@ -56,7 +58,9 @@ def find(tables: Sequence[pa.Table], statistics: Sequence[Statistic], bits: int,
         for i, part in enumerate(parts):
             halves[i % 2] = merge.add_input(halves[i % 2], part)
         counted = thresholds._decode(json.loads(json.dumps(thresholds._encode(merge.merge_accumulators(halves)))))
-        results = [(s, thresholds._narrow(s, counted.get(s.statistic.name, thresholds.NOTHING), bits)) for s in searches]
+        results = [
+            (s, thresholds._narrow(s, counted.get(s.statistic.name, thresholds.NOTHING), bits)) for s in searches
+        ]
         found |= {s.statistic.name: r for s, r in results if isinstance(r, Found)}
         searches = [r for _, r in results if not isinstance(r, Found)]
     assert rounds <= -(-64 // bits)
@@ -70,14 +74,22 @@ def truth(table: pa.Table, value: str, share: float) -> float | None:
     return CONNECTION.sql(query).fetchall()[0][0]
 
 
-special = st.sampled_from([0.0, -0.0, math.inf, -math.inf, math.nan, 5e-324, -5e-324, 1.7976931348623157e308, 1.0, 1.0 + 2**-52])
+special = st.sampled_from(
+    [0.0, -0.0, math.inf, -math.inf, math.nan, 5e-324, -5e-324, 1.7976931348623157e308, 1.0, 1.0 + 2**-52]
+)
 floats = st.none() | special | st.floats(width=64) | st.integers(-3, 3).map(float)
-shares = st.sampled_from([0.0, 0.5, 1.0, 0.1, 0.3, 0.55, 0.7, 0.9, 0.999]) | st.integers(0, 1000).map(lambda n: n / 1000)
+shares = st.sampled_from([0.0, 0.5, 1.0, 0.1, 0.3, 0.55, 0.7, 0.9, 0.999]) | st.integers(0, 1000).map(
+    lambda n: n / 1000
+)
 
 
 @settings(max_examples=80)
-@given(st.lists(st.lists(floats, max_size=12), min_size=1, max_size=5), shares, st.sampled_from([16, 64, 7]), st.randoms())
-def test_a_quantile_equals_that_of_the_whole_table(parts: list[list[float | None]], share: float, bits: int, random: Any) -> None:
+@given(
+    st.lists(st.lists(floats, max_size=12), min_size=1, max_size=5), shares, st.sampled_from([16, 64, 7]), st.randoms()
+)
+def test_a_quantile_equals_that_of_the_whole_table(
+    parts: list[list[float | None]], share: float, bits: int, random: Any
+) -> None:
     tables = [pa.table({"v": pa.array(part, pa.float64())}) for part in parts]
     order = random.sample(range(len(parts)), len(parts))
     found = find(tables, [Statistic("q", "v", share=share)], bits, order)["q"]
@@ -89,7 +101,11 @@ def test_a_quantile_equals_that_of_the_whole_table(parts: list[list[float | None
 
 
 @settings(max_examples=40)
-@given(st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-4, 4), min_size=1, max_size=30), shares, st.sampled_from([16, 64]))
+@given(
+    st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-4, 4), min_size=1, max_size=30),
+    shares,
+    st.sampled_from([16, 64]),
+)
 def test_quantiles_of_integers_decimals_and_truth_values(values: list[int], share: float, bits: int) -> None:
     small = [v % 7 for v in values]
     table = pa.table({"n": pa.array(values, pa.int64()), "s": pa.array(small, pa.int8()), "b": [v > 3 for v in small]})
@@ -101,14 +117,25 @@ def test_quantiles_of_integers_decimals_and_truth_values(values: list[int], shar
 
 @settings(max_examples=40)
 @given(
-    st.lists(st.lists(st.tuples(st.integers(0, 2**64 - 1) | st.integers(0, 5), st.integers(0, 20), st.none() | st.booleans()), max_size=8), min_size=1, max_size=4),
+    st.lists(
+        st.lists(
+            st.tuples(st.integers(0, 2**64 - 1) | st.integers(0, 5), st.integers(0, 20), st.none() | st.booleans()),
+            max_size=8,
+        ),
+        min_size=1,
+        max_size=4,
+    ),
     st.integers(0, 200),
     st.sampled_from([16, 64]),
 )
-def test_a_budget_is_reached_within_one_value(parts: list[list[tuple[int, int, bool | None]]], total: int, bits: int) -> None:
+def test_a_budget_is_reached_within_one_value(
+    parts: list[list[tuple[int, int, bool | None]]], total: int, bits: int
+) -> None:
     """The least draw up to which the weight is at least `total`; 64-bit draws are told apart to the last bit."""
     schema = pa.schema({"draw": pa.uint64(), "w": pa.int64(), "ok": pa.bool_()})
-    tables = [pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in part], schema) for part in parts]
+    tables = [
+        pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in part], schema) for part in parts
+    ]
     found = find(tables, [Statistic("b", "draw", total=total, where="ok", weight="w")], bits, range(len(parts)))["b"]
     rows = sorted((d, w) for part in parts for d, w, ok in part if ok)
     if not rows:
@@ -131,7 +158,11 @@ def test_keys_order_as_the_numbers_do(values: list[float]) -> None:
 
 def test_statistics_of_one_source_and_of_all_go_side_by_side() -> None:
     tables = [pa.table({"v": [1.0, 2.0]}), pa.table({"v": [10.0]}), pa.table({"v": pa.array([], pa.float64())})]
-    wanted = [Statistic("all", "v", share=1.0), Statistic("a", "v", share=1.0, source="a"), Statistic("c", "v", share=0.5, source="c")]
+    wanted = [
+        Statistic("all", "v", share=1.0),
+        Statistic("a", "v", share=1.0, source="a"),
+        Statistic("c", "v", share=0.5, source="c"),
+    ]
     for bits, order in itertools.product((16, 64), itertools.permutations(range(3))):
         found = find(tables, wanted, bits, order, sources="abc")
         assert {n: f.value for n, f in found.items()} == {"all": 10.0, "a": 2.0, "c": None}
@@ -143,7 +174,12 @@ def scored(tmp_path: Path) -> tuple[Context, Tables, list[Split], pa.Table]:
     draw = np.random.default_rng(0)
     for name, rows in (("a", 200), ("b", 0), ("c", 77)):
         values = draw.choice([*draw.normal(size=20), math.nan, -0.0, 0.0], rows)
-        table = pa.table({"text": pa.array([f"text {i}" for i in range(rows)], pa.string()), "v": pa.array(values, pa.float64(), mask=draw.random(rows) < 0.1)})
+        table = pa.table(
+            {
+                "text": pa.array([f"text {i}" for i in range(rows)], pa.string()),
+                "v": pa.array(values, pa.float64(), mask=draw.random(rows) < 0.1),
+            }
+        )
         pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=50)
     run = f"{tmp_path}/run"
     found = [shards.scan(s, "text") for s in shards.expand({"s": f"{tmp_path}/*.parquet"})]

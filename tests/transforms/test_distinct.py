@@ -76,6 +76,8 @@ def test_duplicate_share(rate: float, copies: str) -> None:
     assert found.least - 1e-9 <= found.share <= found.most + 1e-9
     distinct = len(np.unique(corpus))
     assert distinct * rate**0.5 * 0.95 <= found.distinct <= distinct / rate**0.5 * 1.05
+    if rate >= 0.1:
+        assert found.share == pytest.approx(true, abs=0.1)
     if rate == 1:
         assert found.share == pytest.approx(true) == found.least == found.most
 

@@ -193,7 +193,7 @@ def one(given: dict[str, Any], folder: str, workers: int) -> dict[str, Any]:
 
 
 def kernels(given: dict[str, Any], run_folder: Path) -> tuple[float, float, dict[str, float]]:
-    """Seconds, processor seconds and seconds by part of the scoring pass in a plain loop: read, score, write sidecars."""
+    """Seconds, processor seconds and seconds by part of the scoring pass in a plain loop: read, score, write."""
     from pipelines.plan import Plan
     from pipelines.reading import INDEX, read
     from pipelines.recipe import parse

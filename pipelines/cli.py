@@ -169,8 +169,7 @@ def export(
     workers: Workers = 1,
     as_json: Json = False,
 ) -> None:
-    """Write the selected documents as Parquet shards. What of the run is missing up to the selection is computed first."""
-
+    """Write the selected documents as Parquet shards. What the run lacks up to its selection is computed first."""
     _guarded(lambda: _export(data, options or [], out, folder, workers), as_json)
 
 

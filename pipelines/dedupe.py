@@ -1,4 +1,4 @@
-"""Duplicates: which documents are the same, and which of them to keep. Flags in a sidecar; removal is `select`'s affair.
+"""Duplicates: which documents are the same, and which of them to keep. Flags in a sidecar; `select` removes.
 
 A method has two halves. Its signature is a column of the scoring pass, so text is read once. Its clusters come from a
 shuffle of Arrow blocks that hold, for each split and hash, one candidate and a count: a page that occurs a million

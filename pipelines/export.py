@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 from pipelines import ledger, store
 from pipelines.code import code_digest
 from pipelines.ledger import Record
-from pipelines.reading import read
 from pipelines.shards import Split
 from pipelines.steps import Context, MapSplit
 from pipelines.tables import Tables
@@ -31,7 +30,7 @@ class Export:
     def __call__(self, split: Split) -> tuple[pa.Table, Record]:
         chosen = self.tables.load(split, {"selection"}).column("selection").combine_chunks().field("keep")
         kept, first, size = [], 0, 0
-        for batch in read(split, self.tables.text, self.tables.admission):
+        for batch in self.tables.read(split):
             documents = batch.documents
             kept.append(documents.filter(chosen.slice(first, documents.num_rows)).drop_columns(["row"]))
             first += documents.num_rows
@@ -49,7 +48,7 @@ def export(context: Context, tables: Tables, splits: Sequence[Split], folder: st
         LedgerError: splits were lost.
     """
     target = folder if store.is_remote(folder) else str(Path(folder).resolve())
-    base = store.digest(tables.base({"selection"}), code_digest(__name__))
+    base = store.digest(tables.base({"selection", tables.text}), code_digest(__name__))
     write = beam.ParDo(MapSplit(context.run, "export", target, base, Export(tables)))
     records = context.run_splits("export", splits, write)
     ledger.check("export", splits, records)

@@ -21,7 +21,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pipelines import store
 from pipelines.code import code_digest
 from pipelines.ledger import Record
-from pipelines.reading import read
 from pipelines.select import remembered
 from pipelines.shards import Split
 from pipelines.steps import Context, MapSplit
@@ -57,9 +56,9 @@ class Mixture(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     where: str = "selection.keep"
-    tokens: int | None = Field(None, gt=0)
+    tokens: int | None = Field(default=None, gt=0)
     weights: dict[str, float] | Literal["natural"] = "natural"
-    max_epochs: float = Field(16.0, gt=0)
+    max_epochs: float = Field(default=16.0, gt=0)
 
     @field_validator("tokens", mode="before")
     @classmethod
@@ -165,14 +164,19 @@ class Mix:
     cuts: Mapping[str, int]
 
     def __call__(self, split: Split) -> tuple[pa.Table, Record]:
-        table = self.tables.load(split, {"draw", "holdout", "tokens", *Expression(self.where).names})
-        qualify = evaluate({"q": f"coalesce({self.where}, false)"}, table).column("q").to_numpy()
+        emptied = self.tables.emptied()
+        names = Expression(f"{self.where} AND {emptied}").names
+        table = self.tables.load(split, {"draw", "holdout", "tokens", *names})
+        found = evaluate({"q": f"coalesce({self.where}, false)", "e": emptied}, table)
+        eligible, left = found.column("q").to_numpy(), ~found.column("e").to_numpy()
+        qualify = eligible & left
         draw = table.column("draw").to_numpy()
         cut = self.cuts.get(split.source)
         chosen = np.zeros(len(draw), bool) if cut is None else qualify & (draw <= np.uint64(cut))
         tokens = pc.struct_field(table.column("tokens").combine_chunks(), "count").to_numpy()
         rows = self._rows(split, chosen, tokens, draw)
-        dropped = {"not eligible": int((~qualify).sum()), "not drawn": int((qualify & ~chosen).sum())}
+        dropped = {"not eligible": int((~eligible).sum()), "emptied by cuts": int((eligible & ~left).sum())}
+        dropped["not drawn"] = int((qualify & ~chosen).sum())
         dropped = {reason: n for reason, n in dropped.items() if n}
         detail = {"tokens": int(tokens[chosen].sum()), "content": content(rows)}
         size = rows.column("text").nbytes
@@ -181,7 +185,7 @@ class Mix:
 
     def _rows(self, split: Split, chosen: np.ndarray, tokens: np.ndarray, draw: np.ndarray) -> pa.Table:
         batches, seen = [], 0
-        for part in read(split, self.tables.text, self.tables.admission):
+        for part in self.tables.read(split):
             here = slice(seen, seen + part.documents.num_rows)
             seen = here.stop
             made = self._batch(split, part.documents, tokens[here], draw[here])
@@ -234,13 +238,14 @@ def mix(
     recipe: str,
 ) -> dict[str, Any]:
     """Write one mixture; returns its manifest, which is written last."""
-    given = shares(context, tables, splits, name, mixture, where, documents)
+    left = f"({where}) AND NOT {tables.emptied()}"
+    given = shares(context, tables, splits, name, mixture, left, documents)
     cuts = {source: share.cut for source, share in given.items()}
     folder = f"{context.run}/mixtures/{name}"
-    names = {"draw", "holdout", "tokens", *Expression(where).names}
+    names = {"draw", "holdout", "tokens", tables.text, *Expression(where).names}
     base = store.digest(where, cuts, tables.base(names), code_digest(__name__))
     step = MapSplit(context.run, f"mix:{name}", folder, base, Mix(tables, where, cuts))
-    records = context.run_splits(f"mix {name}", splits, beam.ParDo(step))
+    records = context.run_splits(f"mix {name}", splits, beam.ParDo(step), copies=True)
     manifest = _manifest(folder, records, name, tables.seed, given, tokenizer, recipe)
     store.write_json(f"{folder}/manifest.json", manifest)
     return manifest

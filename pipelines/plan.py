@@ -17,10 +17,12 @@ from pydantic import BaseModel, ValidationError
 
 import scorers
 from pipelines import store
+from pipelines.clean import Lines, Substring
+from pipelines.cuts import CUTS
 from pipelines.dedupe import FLAGS, Exact
 from pipelines.mix import Mixture
 from pipelines.near import Near
-from pipelines.recipe import MODELS, FitFastText, Recipe, RecipeError, explain, nearest
+from pipelines.recipe import CLEANING, MODELS, FitFastText, Recipe, RecipeError, explain, nearest
 from pipelines.score import Column
 from pipelines.select import SELECTION
 from pipelines.semantic import Semantic
@@ -30,6 +32,7 @@ from sql.expressions import Expression, ExpressionError, is_number
 from trainers.fit_fasttext import FastTextParameters
 
 METHODS: dict[str, Any] = {"exact": Exact, "minhash": Near, "semantic": Semantic}
+CLEAN: dict[str, Any] = {"lines": Lines, "substring": Substring}
 PACKAGES = {"fasttext": "fasttext", "tokenizer": "tokenizers", "tokens": "tokenizers", "train": "torch"}
 EXTRAS = {"fasttext": "fasttext", "tokenizers": "tokenizer", "torch": "trainer"}
 
@@ -49,10 +52,17 @@ class Plan:
         self.given = given
         self.fitted = {name for name, parameters in given.items() if any(_is_fit(v) for v in parameters.values())}
         self.methods = {name: _made(f"dedupe.{name}", METHODS[name], given) for name, given in recipe.dedupe.items()}
+        self.cleaning = {
+            name: _made(f"clean.{name}", CLEAN[name], recipe.clean[name]) for name in CLEANING if name in recipe.clean
+        }
+        if self.cleaning and recipe.tokenizer:
+            self.fitted.add("tokens")  # counted when the text is what mixtures will hold
         self.mixtures = {name: _made(f"mix.{name}", Mixture, parameters) for name, parameters in recipe.mix.items()}
         self.columns = {name: self._column(name) for name in given if name not in self.fitted}
         for name in self.fitted:
             self._check_fitted(name)
+            if not any(_is_fit(value) for value in given[name].values()):
+                self._column(name)
         for name, spec in recipe.fit.items():
             _require(f"fit.{name}", spec.method)
             if isinstance(spec, FitFastText):
@@ -117,6 +127,11 @@ class Plan:
         for name, method in self.methods.items():
             _check(f"dedupe.{name}.prefer", method.prefer, first, is_number, "a number")
         known |= {name: Struct("", FLAGS, "") for name in self.methods}
+        middle = self._with(shards, raw, known)
+        for name, method in self.cleaning.items():
+            if method.where:
+                _check(f"clean.{name}.where", method.where, middle)
+        known |= {name: Struct("", CUTS, "") for name in self.cleaning}
         middle = self._with(shards, raw, known)
         for name, spec in self.recipe.fit.items():
             for field in ("where", "positives", "negatives"):

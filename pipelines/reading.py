@@ -254,4 +254,3 @@ def _hashed_ids(split: Split, rows: np.ndarray) -> pa.Array:
     text = np.frombuffer(words.tobytes().hex().encode(), dtype=np.uint8)
     offsets = np.arange(0, 32 * len(rows) + 1, 32, dtype=np.int64)
     return pa.LargeStringArray.from_buffers(len(rows), pa.py_buffer(offsets), pa.py_buffer(text))
-

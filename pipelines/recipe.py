@@ -16,6 +16,7 @@ from pipelines.reading import Admission
 
 MODELS = "fit:"  # `fit:name` as a path means the model that the recipe's fit step of that name makes
 METHODS = ("exact", "minhash", "semantic")  # of dedupe
+CLEANING = ("lines", "substring")  # methods of clean, in their order
 HELDOUT = "heldout"  # the mixture of the documents held out
 OWN = ("source", "shard", "row", "id", "bytes", "characters", "draw", "holdout", "selection")  # of every document
 
@@ -75,6 +76,7 @@ class Recipe(_Strict):
     quarantine: float = Field(0.0, ge=0, le=1, description="share of shards that may be unreadable; above it, exit 3")
     score: dict[str, dict[str, Any]] = {}
     dedupe: dict[str, dict[str, Any]] = {}
+    clean: dict[str, dict[str, Any]] = {}
     holdout: HoldoutSpec | None = None
     fit: dict[str, Annotated[FitTokenizer | FitFastText, Field(discriminator="method")]] = {}
     select: dict[str, str] = {}
@@ -87,7 +89,7 @@ class Recipe(_Strict):
     def _empty_parts(cls, value: Any) -> Any:
         """`fineweb:` with nothing after it means its defaults."""
         if isinstance(value, dict):
-            for part in ("score", "dedupe", "mix"):
+            for part in ("score", "dedupe", "clean", "mix"):
                 if isinstance(value.get(part), dict):
                     value = {**value, part: {name: given or {} for name, given in value[part].items()}}
         return value
@@ -103,11 +105,11 @@ class Recipe(_Strict):
         """Names become folders, and those of scorers SQL columns, where upper and lower case are the same."""
         for part in ("sources", "score", "fit", "mix"):
             for name in getattr(self, part):
-                if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-                    yield f"{part}: {name!r} cannot be a name; use letters, digits, '_', '-' and '.'"
+                if not re.fullmatch(r"[^/.\x00-\x1f][^/\x00-\x1f]*", name):
+                    yield f"{part}: {name!r} cannot name a folder; use no '/' and no '.' at its start"
         if self.text.lower() in OWN:
             yield f"text: {self.text!r} is a column that corpusmill adds itself; documents cannot stand there"
-        taken = {*OWN, self.text.lower(), *self.dedupe, *(["tokens"] if self.tokenizer else [])}
+        taken = {*OWN, self.text.lower(), *self.dedupe, *self.clean, *(["tokens"] if self.tokenizer else [])}
         for name in self.score:
             if name.lower() in taken:
                 yield f"score: {name!r} is the name of another column; choose one and give `scorer`"
@@ -124,6 +126,9 @@ class Recipe(_Strict):
         for name in self.dedupe:
             if name not in METHODS:
                 yield f"dedupe.{name}: no such method{nearest(name, METHODS)}"
+        for name in self.clean:
+            if name not in CLEANING:
+                yield f"clean.{name}: no such method{nearest(name, CLEANING)}"
         if self.holdout and self.holdout.clusters not in self.dedupe:
             clusters = self.holdout.clusters
             yield f"holdout.clusters: {clusters!r} is not under dedupe{nearest(clusters, self.dedupe)}"

@@ -1,6 +1,6 @@
 """A whole run: the steps of a recipe in their order, each computing only what is missing or has changed.
 
-scan -> score (index, scorers, signatures) -> dedupe -> fit -> score (fitted scorers, tokens)
+scan -> score (index, scorers, signatures) -> dedupe -> clean -> fit -> score (fitted scorers, tokens)
          -> select -> mix -> train -> report
 """
 
@@ -17,6 +17,7 @@ import apache_beam as beam
 import yaml
 
 from pipelines import engine, ledger, shards, store
+from pipelines.clean import check_size, clean
 from pipelines.dedupe import exact
 from pipelines.fit import fit
 from pipelines.mix import mix
@@ -32,7 +33,7 @@ from pipelines.tables import Struct, Tables
 
 log = logging.getLogger("corpusmill")
 DEDUPE: dict[str, Any] = {"exact": exact, "minhash": near, "semantic": semantic}
-STEPS = ("score", "dedupe", "fit", "select", "mix", "train", "report")
+STEPS = ("score", "dedupe", "clean", "fit", "select", "mix", "train", "report")
 HELDOUT = "heldout"
 
 
@@ -75,6 +76,7 @@ class Run:
             raise RecipeError(str(error)) from error
         self.tables = self.plan.tables(self.shards, {name: kind for name, (kind, _) in union.items()})
         self.splits = shards.splits(readable)
+        check_size(self.plan.cleaning, self.splits)
 
     def _scan(self, found: list[Shard]) -> None:
         path = f"{self.folder}/shards.json"
@@ -113,7 +115,8 @@ class Run:
             columns = dict(self.plan.columns) | {f"signatures/{n}": m.column() for n, m in self.plan.methods.items()}
         if not columns and "index" in self.context.records:
             return
-        plan = Pass.plan(self.folder, self.recipe.text, self.recipe.admission, list(columns.values()))
+        cuts = {s.folder: s.base for s in (self.tables.structs[name] for name in self.tables.cuts)}
+        plan = Pass.plan(self.folder, self.recipe.text, self.recipe.admission, list(columns.values()), cuts)
         records = self.context.run_splits("score", self.splits, beam.ParDo(ScoreSplit(plan)))
         lost = {(r.source, r.split) for r in records if r.quarantined}
         for record in (r for r in records if r.quarantined):
@@ -130,6 +133,13 @@ class Run:
         for name, method in self.plan.methods.items():
             struct, _ = DEDUPE[name](self.context, self.tables, self.splits, method, self.documents)
             self.tables = replace(self.tables, structs={**self.tables.structs, name: struct})
+
+    def clean(self) -> None:
+        """Cut what repeats across documents out of them; all later steps read the text without it."""
+        for name, method in self.plan.cleaning.items():
+            struct, _ = clean(self.context, self.tables, self.splits, method, list(self.plan.methods))
+            structs = {**self.tables.structs, name: struct}
+            self.tables = replace(self.tables, structs=structs, cuts=(*self.tables.cuts, name))
 
     def fit(self) -> None:
         """Fit models on seeded samples, then compute the columns that waited for them."""

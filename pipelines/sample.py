@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import apache_beam as beam
 import pyarrow as pa
@@ -64,15 +64,16 @@ def draw(context: Context, tables: Tables, splits: Sequence[Split], sample: Samp
     Raises:
         SampleError: no document satisfies `where`.
     """
+    asked, sample = sample.where, replace(sample, where=f"({sample.where}) AND NOT {tables.emptied()}")
     statistic = Statistic(sample.name, "draw", total=sample.total, where=sample.condition(), weight=sample.weight)
     cut = remembered(context, tables, splits, [statistic], documents)[sample.name].value
     if cut is None:
-        raise SampleError(f"sample {sample.name!r}: no document satisfies {sample.where!r} and is not held out")
+        raise SampleError(f"sample {sample.name!r}: no document satisfies {asked!r} and is not held out")
     folder = f"{context.run}/samples/{sample.name}"
-    names = {"draw", "holdout", *Expression(sample.where).names}
+    names = {"draw", "holdout", tables.text, *Expression(sample.where).names}
     base = store.digest(repr(sample), cut, tables.base(names), code_digest(__name__))
     step = MapSplit(context.run, f"sample:{sample.name}", folder, base, Draw(tables, sample, int(cut)))
-    context.run_splits(f"sample {sample.name}", splits, beam.ParDo(step))
+    context.run_splits(f"sample {sample.name}", splits, beam.ParDo(step), copies=True)
     parts = pa.concat_tables([store.read_table(s.sidecar(folder)) for s in splits])
     order = [("draw", "ascending"), ("id", "ascending"), (tables.text, "ascending")]  # one id may have two texts
     return parts.take(pc.sort_indices(parts, sort_keys=order)).combine_chunks()

@@ -6,7 +6,7 @@ Index, scorers and dedupe signatures are all columns: batch in, one struct per d
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from pipelines import ledger, progress, store
 from pipelines.code import code_digest
-from pipelines.reading import INDEX, Admission, CorruptSplitError, Read, read
+from pipelines.cuts import read_cut
+from pipelines.reading import INDEX, Admission, CorruptSplitError, Read
 from pipelines.shards import Split
 from scorers import Scorer
 from transforms.batch import Batch
@@ -50,19 +51,25 @@ class Column:
 
 @dataclass(frozen=True)
 class Pass:
-    """One scoring pass: where it writes, how it reads, and the columns it fills with the base of their keys."""
+    """One scoring pass: where it writes, how it reads (`cuts`: folders of spans that are cut from the text), and the
+    columns it fills with the base of their keys."""
 
     run: str
     text: str
     admission: Admission
     columns: tuple[Column, ...]
     bases: dict[str, str] = field(default_factory=dict)
+    cuts: tuple[str, ...] = ()
 
     @classmethod
-    def plan(cls, run: str, text: str, admission: Admission, columns: Sequence[Column]) -> Pass:
+    def plan(
+        cls, run: str, text: str, admission: Admission, columns: Sequence[Column], cuts: Mapping[str, str] | None = None
+    ) -> Pass:
+        """`cuts`: folder -> base of the spans that were cut from the text before."""
+        cuts = cuts or {}
         reading = store.digest(text, admission.model_dump(), code_digest("pipelines.reading"))
-        bases = {"index": reading} | {c.folder: store.digest(reading, c.base()) for c in columns}
-        return cls(run, text, admission, tuple(columns), bases)
+        bases = {"index": reading} | {c.folder: store.digest(reading, c.base(), *cuts.values()) for c in columns}
+        return cls(run, text, admission, tuple(columns), bases, tuple(cuts))
 
     def key(self, folder: str, split: Split) -> str:
         return store.digest(self.bases[folder], split.identity())
@@ -112,7 +119,9 @@ class ScoreSplit(beam.DoFn):
         sidecars = {f: self._open(f, split) for f in missing}
         seconds = dict.fromkeys(missing, 0.0)
         try:
-            for batch in read(split, self.plan.text, self.plan.admission, columns=_extra(columns)):
+            for batch in read_cut(
+                self.plan.run, split, self.plan.text, self.plan.admission, self.plan.cuts, _extra(columns)
+            ):
                 _count(index, batch)
                 if "index" in sidecars:
                     sidecars["index"].write(batch.index)

@@ -3,9 +3,10 @@
     vectors (scoring pass) -> k-means, a graph per round -> blocks of a cluster -> survivors -> flags
 
 All sums are of integers, so neither the order of splits nor the number of workers changes a bit. Within a split equal
-vectors are one row with a count, so copies cost nothing. A round holds the vectors of a split (512 bytes per document with the hashing encoder)
-and the sums of the clusters; a worker then holds one block of BLOCK_DOCUMENTS, 50 MB. A cluster with more
-documents is cut into blocks by a hash of the vector: copies still meet, near ones of other blocks are not compared.
+vectors are one row with a count, so copies cost nothing. A round holds the vectors of a split (512 bytes per document
+with the hashing encoder) and the sums of the clusters; a worker then holds one block of BLOCK_DOCUMENTS, 50 MB. A
+cluster with more documents is cut into blocks by a hash of the vector: copies still meet, near ones of other blocks are
+not compared.
 """
 
 from __future__ import annotations
@@ -154,7 +155,7 @@ def _clusters(work: _Work, method: Semantic) -> np.ndarray:
     for number in range(method.rounds + 1):
         _save(path, centroids)
         made = work.each_group("semantic k-means", Assign(work, path))
-        moved = move(centroids, sum(_load(record["path"]) for record in made))
+        moved = move(centroids, sum((_load(record["path"]) for record in made), np.zeros(centroids.shape, np.int64)))
         if np.array_equal(moved, centroids) or number == method.rounds:
             break
         centroids = moved
@@ -324,7 +325,7 @@ def _starts(key: np.ndarray) -> np.ndarray:
 
 
 class Decide(beam.DoFn):
-    """All candidates of a block -> (number of the split, its vectors' hashes: the survivor, size and name of the group).
+    """All candidates of a block -> (number of the split, hashes of its vectors: survivor, size and name of the group).
 
     `survivor` is the row of the document to keep, -1 if it is in another split or another vector's.
     """

@@ -1,4 +1,4 @@
-"""Running a step: a Beam graph over splits; their records are collected, checked against what was sent, written down."""
+"""Running a step: a Beam graph over splits; records are collected, checked against what was sent, written down."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from pipelines import engine, ledger, progress, store
 from pipelines.ledger import Record
 from pipelines.shards import Split
 
-LIGHT_ROWS = (
-    1_000_000  # sidecars of fewer documents are read in the launcher: about 2 s, as long as workers take to start
-)
+# Less than this is done in the launcher, since worker processes take 2 s to start: documents of which sidecars are read,
+# bytes of text that are read to choose or copy documents.
+LIGHT_ROWS = 1_000_000
+LIGHT_BYTES = 256 << 20
 
 
 @dataclass
@@ -34,10 +35,10 @@ class Context:
     def graph(
         self, label: str, build: Callable[[beam.Pipeline], beam.PCollection], splits: int, rows: int | None = None
     ) -> list[Any]:
-        """Run a graph that ends in JSON-able elements, and return these; they come back through a file of the run folder.
+        """Run a graph that ends in JSON-able elements, and return these; they come through a file of the run folder.
 
         Args:
-            rows: given by graphs that read sidecars alone; with few of them, starting workers would take longer.
+            rows: given by graphs that do little for each; with few of them, starting workers would take longer.
         """
         workers = 1 if rows is not None and rows < LIGHT_ROWS else self.workers
         path = f"{self.run}/collected/{uuid.uuid4().hex}.json"
@@ -61,13 +62,15 @@ class Context:
             list(splits if elements is None else elements), [s.text_bytes + 1 for s in splits], self.workers
         )
 
-    def run_splits(self, label: str, splits: Sequence[Split], transform: beam.ParDo, text: bool = True) -> list[Record]:
+    def run_splits(
+        self, label: str, splits: Sequence[Split], transform: beam.ParDo, text: bool = True, copies: bool = False
+    ) -> list[Record]:
         """Run a transform from splits to ledger records over the splits that are not committed; check, write and return
         the records of all, step by step. Where nothing is missing, no engine is started.
 
         Args:
             transform: its DoFn tells by `held(split)` the records of a split that is committed, or None.
-            text: whether it reads more than sidecars.
+            text: whether it reads more than sidecars. copies: it reads text only to choose or copy documents.
         """
         if not splits:
             return []
@@ -77,7 +80,8 @@ class Context:
         items = [item for records in held if records is not None for item in records]
         todo = [split for split, records in zip(splits, held, strict=True) if records is None]
         if todo:
-            rows = None if text else sum(s.rows for s in todo)
+            light = not text or (copies and sum(s.text_bytes for s in todo) < LIGHT_BYTES)
+            rows = sum(s.rows for s in todo) if light else None
             items += self.graph(label, lambda p: p | "Splits" >> self.deal(todo) | label >> transform, len(todo), rows)
         return self.settle(splits, [Record(**item) for item in items])
 

@@ -106,10 +106,13 @@ class Sidecar:
         self.rows += batch.num_rows
 
     def close(self, record: dict[str, Any]) -> None:
-        """Commit. `record` is what a later run reads instead of computing the split again."""
+        """Commit. `record` is what a later run reads instead of computing the split again.
+
+        Its seconds are left out, so that equal work gives equal bytes.
+        """
         assert self._writer is not None
         with self._abandoned():
-            self._writer.add_key_value_metadata({KEY: self.key.encode(), RECORD: json.dumps(record).encode()})
+            self._writer.add_key_value_metadata({KEY: self.key.encode(), RECORD: json.dumps({**record, "seconds": 0.0}).encode()})
             self._writer.close()
         self._manager.__exit__(None, None, None)
 

@@ -2,8 +2,8 @@
 
 A cluster is named by the smallest content hash in it (of an older run's documents, where it has any), so its name
 depends on neither shards nor order. Within a split each cluster sends one candidate with a count. Flags are written
-when all answers are there: no loss can leave a wrong flag behind. About 100 bytes per candidate; a worker holds one partition
-(PARTITION_DOCUMENTS), or the flags of one split.
+when all answers are there: no loss can leave a wrong flag behind. About 100 bytes per candidate; a worker holds one
+partition (PARTITION_DOCUMENTS), or the flags of one split.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ What select, mix, fits and thresholds evaluate SQL on. Only the columns that an 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines import store
-from pipelines.reading import Admission, read
+from pipelines.cuts import read_cut
+from pipelines.reading import Admission, Read
 from pipelines.shards import Split, type_of
 from transforms.draws import below, draws, seeded
 
@@ -54,6 +55,7 @@ class Tables:
     raw: Mapping[str, str]  # columns of the shards: name -> type as text
     structs: Mapping[str, Struct] = field(default_factory=dict)
     holdout: Holdout | None = None
+    cuts: tuple[str, ...] = ()  # structs whose spans are cut from the text, in the order of their steps
 
     def schema(self) -> pa.Schema:
         """Every column an expression may name."""
@@ -67,11 +69,22 @@ class Tables:
     def base(self, names: Iterable[str]) -> str:
         """What the value of these columns depends on besides the split."""
         names = self._spelled(names)
+        if self.text in names:
+            names.update(self.cuts)
         held = [self.holdout.share, self.holdout.method] if self.holdout and "holdout" in names else None
         if self.holdout and held:
             names.add(self.holdout.method)
         bases = [(name, struct.base) for name, struct in sorted(self.structs.items()) if name in names]
         return store.digest(self.text, self.admission.model_dump(), self.seed, held, bases)
+
+    def read(self, split: Split, columns: list[str] | None = None) -> Iterator[Read]:
+        """The documents of a split as `reading.read` gives them, without what was cut from them."""
+        folders = [self.structs[name].folder for name in self.cuts]
+        return read_cut(self.run, split, self.text, self.admission, folders, columns)
+
+    def emptied(self) -> str:
+        """SQL: whether cuts have left nothing of a document; one method's then take all of it (`clean.WriteCuts`)."""
+        return "(" + (" OR ".join(f"{name}.removed = bytes" for name in self.cuts) or "false") + ")"
 
     def _spelled(self, names: Iterable[str]) -> set[str]:
         """Names as the columns have them: SQL takes `FineWeb` for `fineweb`."""
@@ -118,7 +131,7 @@ class Tables:
     def _raw(self, split: Split, names: set[str], admitted: pa.ChunkedArray) -> dict[str, pa.ChunkedArray]:
         wanted = sorted(names & self.raw.keys())
         if self.text in names:
-            batches = [r.documents for r in read(split, self.text, self.admission, columns=wanted)]
+            batches = [r.documents for r in self.read(split, wanted)]
             table = pa.Table.from_batches(batches) if batches else pa.table({self.text: pa.nulls(0, pa.large_string())})
         elif wanted:
             table = self._shard_columns(split, wanted, admitted)

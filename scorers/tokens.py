@@ -18,7 +18,6 @@ from pydantic import field_validator
 from scorers import Scorer
 from transforms.batch import Batch
 
-
 AT_ONCE = 1 << 18  # characters given to the library
 WORD = re.compile(r"(?<=\S) (?=\S)")
 

@@ -26,6 +26,11 @@ class Cuts(NamedTuple):
         return pa.LargeListArray.from_arrays(pa.array(self.offsets), spans)
 
 
+def union(one: Cuts, other: Cuts) -> Cuts:
+    """What either of them removes from the same documents; spans that touch are one."""
+    return Cuts(*_union(*one, *other))
+
+
 def cut(batch: Batch, cuts: Cuts) -> pa.LargeStringArray:
     """The texts without the spans, which must lie on character boundaries; texts that lose nothing are unchanged."""
     data, offsets = _cut(batch.bytes, batch.offsets, cuts.start, cuts.end, cuts.offsets)
@@ -37,6 +42,29 @@ def slices(batch: Batch, start: np.ndarray, end: np.ndarray) -> pa.LargeStringAr
     offsets = np.concatenate([[0], np.cumsum(end - start)]).astype(np.int64)
     data = _slices(batch.bytes, start, end, offsets)
     return pa.LargeStringArray.from_buffers(len(start), pa.py_buffer(offsets), pa.py_buffer(data))
+
+
+@njit(cache=True, nogil=True)
+def _union(start, end, offsets, other_start, other_end, other_offsets):  # type: ignore[no-untyped-def]
+    most = len(start) + len(other_start)
+    begin, finish, bounds = np.empty(most, np.int64), np.empty(most, np.int64), np.zeros(len(offsets), np.int64)
+    size = 0
+    for d in range(len(offsets) - 1):
+        i, j, first = offsets[d], other_offsets[d], size
+        while i < offsets[d + 1] or j < other_offsets[d + 1]:
+            if j == other_offsets[d + 1] or (i < offsets[d + 1] and start[i] <= other_start[j]):
+                a, b = start[i], end[i]
+                i += 1
+            else:
+                a, b = other_start[j], other_end[j]
+                j += 1
+            if size > first and a <= finish[size - 1]:
+                finish[size - 1] = max(finish[size - 1], b)
+            else:
+                begin[size], finish[size] = a, b
+                size += 1
+        bounds[d + 1] = size
+    return begin[:size].copy(), finish[:size].copy(), bounds
 
 
 @njit(cache=True, nogil=True)

@@ -79,6 +79,8 @@ def _separates_or_goes(code: int) -> np.uint32 | None:
 
 
 def _fold(character: str) -> str:
+    if character.lower() == character != "ς" and unicodedata.is_normalized("NFD", character):
+        return character  # most are; spares half a second
     parts = unicodedata.normalize("NFD", character.lower().replace("ς", "σ"))
     return "".join(part for part in parts if unicodedata.category(part) != "Mn")
 

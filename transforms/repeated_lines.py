@@ -41,11 +41,13 @@ class _Pieces(NamedTuple):
     hash: np.ndarray
 
 
-def count(batch: Batch, unit: Unit = "line") -> Counts:
-    """Documents of the batch that hold each piece; a piece counts once per document."""
+def count(batch: Batch, unit: Unit = "line", least: int = 1) -> Counts:
+    """Documents of the batch that hold each piece of `least` bytes or more; a piece counts once per document."""
     pieces = _pieces(batch, unit)
-    order = np.lexsort((pieces.document, pieces.hash))
-    key, document = pieces.hash[order], pieces.document[order]
+    long = pieces.end - pieces.start >= least
+    hashes, documents = pieces.hash[long], pieces.document[long]
+    order = np.lexsort((documents, hashes))
+    key, document = hashes[order], documents[order]
     new = np.ones(len(key), bool)
     new[1:] = (key[1:] != key[:-1]) | (document[1:] != document[:-1])
     return Counts(*np.unique(key[new], return_counts=True))
@@ -68,8 +70,8 @@ def frequent(counts: Counts, most: int) -> np.ndarray:
     return counts.hash[counts.documents > most]
 
 
-def repeats(batch: Batch, hashes: np.ndarray, unit: Unit = "line") -> Cuts:
-    """Where the pieces of these hashes (sorted uint64, from `frequent`) stand, as spans to cut.
+def repeats(batch: Batch, hashes: np.ndarray, unit: Unit = "line", least: int = 1) -> Cuts:
+    """Where the pieces of these hashes (sorted uint64, from `frequent`) and of `least` bytes stand, as spans to cut.
 
     A span reaches to the next piece; at the end of a document it takes the break before it instead, so that what stays
     reads as if the pieces had never been there. Neighbouring spans are one.
@@ -79,6 +81,7 @@ def repeats(batch: Batch, hashes: np.ndarray, unit: Unit = "line") -> Cuts:
     gone = np.zeros(len(place), bool)
     inside = place < len(hashes)
     gone[inside] = hashes[place[inside]] == pieces.hash[inside]
+    gone &= pieces.end - pieces.start >= least
     return Cuts(*_spans(gone, pieces.start, pieces.end, pieces.following, pieces.document, batch.offsets))
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import prose, write
+from toy_corpus import prose, write
 from typer.testing import CliRunner
 
 from pipelines import shards, store
@@ -33,7 +33,9 @@ PROSE = [prose(np.random.default_rng(i), 6) for i in range(40)]
 def go(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Go:
     """`corpusmill run RECIPE --json`: exit code, the last line of standard output, and what was said besides."""
 
-    def run(recipe: dict[str, Any], *options: str, until: str = "mix", name: str = "run") -> tuple[int, dict[str, Any], str]:
+    def run(
+        recipe: dict[str, Any], *options: str, until: str = "mix", name: str = "run"
+    ) -> tuple[int, dict[str, Any], str]:
         file = tmp_path / f"{name}.yaml"
         file.write_text(yaml.safe_dump(recipe, sort_keys=False))
         arguments = ["run", str(file), "--run", f"{tmp_path}/{name}", "--json", "--until", until, *options]
@@ -80,9 +82,14 @@ def unreadable(folder: Path) -> dict[str, str]:
     write(folder / "type.parquet", {"text": [1, 2]})
     write(folder / "nested.parquet", {"text": [["x"]]})
     return {
-        "page": "ZSTD decompression failed", "truncated": "magic bytes", "zero": "size is 0 bytes", "words": "magic bytes",
-        "missing": "no column 'text'; there are body", "type": "column 'text' is int64, not text", "nested": "column 'text' is list<",
-    }  # fmt: skip
+        "page": "ZSTD decompression failed",
+        "truncated": "magic bytes",
+        "zero": "size is 0 bytes",
+        "words": "magic bytes",
+        "missing": "no column 'text'; there are body",
+        "type": "column 'text' is int64, not text",
+        "nested": "column 'text' is list<",
+    }
 
 
 def test_shards_that_cannot_be_read_are_set_aside(tmp_path: Path, go: Go, recipe_of: Callable[..., Any]) -> None:
@@ -114,7 +121,14 @@ BY_SPLITS = pytest.mark.xfail(strict=True, reason="pipelines.cli counts the spli
 
 
 @pytest.mark.parametrize(("allowed", "expected"), [pytest.param(0.5, 0, marks=BY_SPLITS), (0.49, 3)])
-def test_the_share_of_a_shard_with_a_corrupt_page(tmp_path: Path, go: Go, recipe_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, allowed: float, expected: int) -> None:
+def test_the_share_of_a_shard_with_a_corrupt_page(
+    tmp_path: Path,
+    go: Go,
+    recipe_of: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    allowed: float,
+    expected: int,
+) -> None:
     """One of two shards: a half, in however many splits it breaks; its other splits are kept."""
     monkeypatch.setattr(shards, "SPLIT_BYTES", 1)
     for name in ("a", "b"):
@@ -127,10 +141,16 @@ def test_the_share_of_a_shard_with_a_corrupt_page(tmp_path: Path, go: Go, recipe
 
 
 @pytest.mark.xfail(strict=True, reason="pipelines.score reads the columns of its scorers alone")
-def test_a_corrupt_page_of_another_column_is_found_in_time(tmp_path: Path, go: Go, recipe_of: Callable[..., Any]) -> None:
+def test_a_corrupt_page_of_another_column_is_found_in_time(
+    tmp_path: Path, go: Go, recipe_of: Callable[..., Any]
+) -> None:
     """The mixture carries every column, so all of them must be readable before a document is let in."""
     for name in ("a", "b"):
-        write(tmp_path / "in" / f"{name}.parquet", {"text": PROSE, "url": [f"https://a.example/{os.urandom(90).hex()}" for _ in PROSE]}, group=10)
+        write(
+            tmp_path / "in" / f"{name}.parquet",
+            {"text": PROSE, "url": [f"https://a.example/{os.urandom(90).hex()}" for _ in PROSE]},
+            group=10,
+        )
     corrupt(tmp_path / "in" / "b.parquet", "url")
     code, summary, _ = go(recipe_of({"s": f"{tmp_path}/in/*.parquet"}, quarantine=0.5))
     assert code == 0 and summary["documents_out"] == 40
@@ -140,9 +160,17 @@ def test_a_corrupt_page_of_another_column_is_found_in_time(tmp_path: Path, go: G
 # Text that is not clean
 
 DIRTY = {
-    "null": None, "empty": b"", "blank": b" \n\t\xe2\x80\x83", "cut": b"cut short \xe2\x82", "surrogate": b"lone \xed\xa0\x80 half",
-    "latin": b"caf\xe9", "nul": b"a\0b", "both": b"\xff\0", "nuls": b"\0\0", "clean": "καθαρό 🎉".encode(),
-}  # fmt: skip
+    "null": None,
+    "empty": b"",
+    "blank": b" \n\t\xe2\x80\x83",
+    "cut": b"cut short \xe2\x82",
+    "surrogate": b"lone \xed\xa0\x80 half",
+    "latin": b"caf\xe9",
+    "nul": b"a\0b",
+    "both": b"\xff\0",
+    "nuls": b"\0\0",
+    "clean": "καθαρό 🎉".encode(),
+}
 
 
 @pytest.mark.parametrize(
@@ -152,7 +180,14 @@ DIRTY = {
             {},
             {"null": 1, "empty": 2, "blank": 1},
             {"invalid_utf8": 3, "nul": 1, "invalid_utf8+nul": 1},
-            {"cut": "cut short \ufffd", "surrogate": "lone \ufffd\ufffd\ufffd half", "latin": "caf\ufffd", "nul": "ab", "both": "\ufffd", "clean": "καθαρό 🎉"},
+            {
+                "cut": "cut short \ufffd",
+                "surrogate": "lone \ufffd\ufffd\ufffd half",
+                "latin": "caf\ufffd",
+                "nul": "ab",
+                "both": "\ufffd",
+                "clean": "καθαρό 🎉",
+            },
         ),
         (
             {"invalid_utf8": "drop", "nul": "drop"},
@@ -161,12 +196,18 @@ DIRTY = {
             {"clean": "καθαρό 🎉"},
         ),
     ],
-)  # fmt: skip
-def test_text_that_is_not_clean(tmp_path: Path, go: Go, recipe_of: Callable[..., Any], policy: Any, dropped: Any, repaired: Any, texts: Any) -> None:
+)
+def test_text_that_is_not_clean(
+    tmp_path: Path, go: Go, recipe_of: Callable[..., Any], policy: Any, dropped: Any, repaired: Any, texts: Any
+) -> None:
     raw = pa.array(list(DIRTY.values()), pa.binary())
     write(tmp_path / "in" / "binary.parquet", {"id": list(DIRTY), "text": raw})
-    write(tmp_path / "in" / "string.parquet", {"id": list(DIRTY), "text": raw.view(pa.string())})  # Parquet takes a writer's word
-    recipe = recipe_of({"s": f"{tmp_path}/in/*.parquet"}, admission=policy, dedupe={"exact": {}}, select={"one": "exact.size = 2"})
+    write(
+        tmp_path / "in" / "string.parquet", {"id": list(DIRTY), "text": raw.view(pa.string())}
+    )  # Parquet takes a writer's word
+    recipe = recipe_of(
+        {"s": f"{tmp_path}/in/*.parquet"}, admission=policy, dedupe={"exact": {}}, select={"one": "exact.size = 2"}
+    )
     code, summary, _ = go(recipe)
     assert code == 0
     index = summary["ledger"]["index"]
@@ -180,7 +221,10 @@ def test_text_that_is_not_clean(tmp_path: Path, go: Go, recipe_of: Callable[...,
 
 def test_documents_of_one_id_survive_as_two(tmp_path: Path, go: Go, recipe_of: Callable[..., Any]) -> None:
     for name in ("a", "b"):
-        write(tmp_path / "in" / f"{name}.parquet", {"id": ["same", "same", name], "text": [f"{name} one", f"{name} two", "three"]})
+        write(
+            tmp_path / "in" / f"{name}.parquet",
+            {"id": ["same", "same", name], "text": [f"{name} one", f"{name} two", "three"]},
+        )
     code, summary, _ = go(recipe_of({"s": f"{tmp_path}/in/*.parquet"}))
     assert code == 0 and summary["duplicate_ids"] == 3
     found = documents(tmp_path / "run")
@@ -191,17 +235,39 @@ def test_documents_of_one_id_survive_as_two(tmp_path: Path, go: Go, recipe_of: C
 
 
 def test_odd_documents_in_bounded_memory(tmp_path: Path, recipe_of: Callable[..., Any]) -> None:
-    """One of 30 MB, a million empty ones, one line repeated, no white space, only emoji, right to left, one character."""
+    """One of 30 MB, a million empty ones, one line repeated, no spaces, only emoji, right to left, one character."""
     folder = tmp_path / "in"
     lines = [prose(np.random.default_rng(0), 20), prose(np.random.default_rng(1), 20)]
-    write(folder / "large.parquet", {"text": ["\n".join(lines * (30_000_000 // len("\n".join(lines)))), "x"]}, compression="zstd")
+    write(
+        folder / "large.parquet",
+        {"text": ["\n".join(lines * (30_000_000 // len("\n".join(lines)))), "x"]},
+        compression="zstd",
+    )
     write(folder / "empty.parquet", {"text": pa.array(["", None] * 500_000 + ["x"])})
-    odd = ["same line again\n" * 200_000, "x" * 3_000_000, "🎉" * 300_000, "שלום עולם. مرحبا بالعالم. " * 20_000, "é" * 1_000_000, "."]
+    odd = [
+        "same line again\n" * 200_000,
+        "x" * 3_000_000,
+        "🎉" * 300_000,
+        "שלום עולם. مرحبا بالعالم. " * 20_000,
+        "é" * 1_000_000,
+        ".",
+    ]
     write(folder / "odd.parquet", {"text": [*odd, *odd]})
     rules = {"fineweb": {}, "gopher_quality": {}, "gopher_repetition": {}}  # tokens: tests/scorers/test_tokens.py
     recipe = recipe_of({"s": f"{folder}/*.parquet"}, score=rules, dedupe={"exact": {}}, tokenizer=None, mix={})
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
-    command = [sys.executable, "-m", "pipelines.cli", "run", str(tmp_path / "r.yaml"), "--run", f"{tmp_path}/run", "--json", "--until", "select"]
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.cli",
+        "run",
+        str(tmp_path / "r.yaml"),
+        "--run",
+        f"{tmp_path}/run",
+        "--json",
+        "--until",
+        "select",
+    ]
     with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
         process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=err)
         _, status, usage = os.wait4(process.pid, 0)
@@ -232,8 +298,14 @@ def test_columns_of_all_shards_and_text_of_every_type(tmp_path: Path, go: Go, re
     write(folder / "norows.parquet", empty)
     with pq.ParquetWriter(folder / "nogroups.parquet", empty.schema):
         pass
-    select = {"a": "url IS NULL OR url LIKE '_%'", "b": "tags IS NULL OR list_contains(tags, 't')", "c": "n IS NULL OR n < 2"}
-    recipe = recipe_of({"s": f"{folder}/*.parquet"}, select=select, dedupe={"exact": {}}, mix={"all": {"where": "selection.keep"}})
+    select = {
+        "a": "url IS NULL OR url LIKE '_%'",
+        "b": "tags IS NULL OR list_contains(tags, 't')",
+        "c": "n IS NULL OR n < 2",
+    }
+    recipe = recipe_of(
+        {"s": f"{folder}/*.parquet"}, select=select, dedupe={"exact": {}}, mix={"all": {"where": "selection.keep"}}
+    )
     code, summary, _ = go(recipe)
     assert code == 0 and summary["shards"]["read"] == 7
     assert summary["ledger"]["select"]["dropped"] == {"c": 1} and summary["documents_out"] == 9
@@ -259,7 +331,10 @@ def test_types_that_conflict_name_both_shards(tmp_path: Path, go: Go, recipe_of:
     [
         ({"score": {"finweb": {}}}, "score.finweb: no scorer 'finweb'; did you mean 'fineweb'?"),
         ({"scores": {}}, "scores: no such key; did you mean 'score'?"),
-        ({"score": {"fineweb": {"max_list_rato": 1}}}, "score.fineweb.max_list_rato: no such key; did you mean 'max_list_ratio'?"),
+        (
+            {"score": {"fineweb": {"max_list_rato": 1}}},
+            "score.fineweb.max_list_rato: no such key; did you mean 'max_list_ratio'?",
+        ),
         ({"select": {"q": "fineweb.list_rato > 0"}}, '"list_ratio"'),
         ({"select": {"q": "fineweb.list_ratio > quantile(fineweb.list_ratio, 90)"}}, "a number from 0 to 1"),
         ({"quarantine": 30}, "quarantine: Input should be less than or equal to 1 (given: 30)"),
@@ -268,8 +343,10 @@ def test_types_that_conflict_name_both_shards(tmp_path: Path, go: Go, recipe_of:
         ({"sources": {"s": "nowhere/*.parquet"}}, "sources.s: no file matches 'nowhere/*.parquet'"),
         ({"mix": {"all": {"weights": {"z": 1}}}}, "mix.all.weights: no source 'z'; there is s"),
     ],
-)  # fmt: skip
-def test_mistakes_are_found_before_any_work(tmp_path: Path, go: Go, recipe_of: Callable[..., Any], changes: Any, said: str) -> None:
+)
+def test_mistakes_are_found_before_any_work(
+    tmp_path: Path, go: Go, recipe_of: Callable[..., Any], changes: Any, said: str
+) -> None:
     write(tmp_path / "in" / "a.parquet", {"text": ["x"]})
     code, last, words = go({**recipe_of({"s": f"{tmp_path}/in/*.parquet"}), **changes})
     assert code == 2 and said in last["error"] and said in words
@@ -281,7 +358,11 @@ def test_an_output_that_cannot_be_written(tmp_path: Path, go: Go, recipe_of: Cal
     (tmp_path / "file").write_text("")
     for folder in ("/proc/corpusmill", f"{tmp_path}/file", f"{tmp_path}/file/run"):
         code, last, _ = go(recipe_of({"s": f"{tmp_path}/in/*.parquet"}), "--run", folder)
-        assert code == 2 and f"cannot write to the run folder {folder}" in last["error"] and "choose another --run" in last["error"]
+        assert (
+            code == 2
+            and f"cannot write to the run folder {folder}" in last["error"]
+            and "choose another --run" in last["error"]
+        )
 
 
 # Full disks, killed processes, half-written files
@@ -295,7 +376,18 @@ def test_a_full_disk_and_the_run_after_it(tmp_path: Path, go: Go, recipe_of: Cal
     expected = go(recipe, name="whole")[1]["mixture_digest"]
     file = tmp_path / "r.yaml"
     file.write_text(yaml.safe_dump(recipe))
-    command = [sys.executable, "-m", "pipelines.cli", "run", str(file), "--run", f"{tmp_path}/run", "--json", "--until", "mix"]
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.cli",
+        "run",
+        str(file),
+        "--run",
+        f"{tmp_path}/run",
+        "--json",
+        "--until",
+        "mix",
+    ]
 
     def small_disk() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -304,7 +396,10 @@ def test_a_full_disk_and_the_run_after_it(tmp_path: Path, go: Go, recipe_of: Cal
     full = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, preexec_fn=small_disk)
     assert full.returncode not in (0, 3) and "File too large" in full.stderr
     assert not list((tmp_path / "run").rglob("*.tmp")) and not (tmp_path / "run/mixtures/all/manifest.json").exists()
-    assert not (tmp_path / "run/mixtures/all/s/b.parquet").exists() and (tmp_path / "run/scores/fineweb/s/b.parquet").exists()
+    assert (
+        not (tmp_path / "run/mixtures/all/s/b.parquet").exists()
+        and (tmp_path / "run/scores/fineweb/s/b.parquet").exists()
+    )
     code, summary, _ = go(recipe)
     assert code == 0 and summary["mixture_digest"] == expected
     assert summary["ledger"]["index"]["reused"] == 2, "what was written before is kept"
@@ -324,4 +419,12 @@ def test_half_written_files_are_never_read_as_whole(tmp_path: Path, go: Go, reci
     code, summary, _ = go(recipe)
     assert code == 0 and summary["mixture_digest"] == expected and not list(run.rglob("*.tmp"))
     reused = {step: part["reused"] for step, part in summary["ledger"].items()}
-    assert reused == {"index": 1, "scores:fineweb": 1, "signatures:exact": 1, "dedupe:exact": 1, "scores:tokens": 1, "select": 2, "mix:all": 1}
+    assert reused == {
+        "index": 1,
+        "scores:fineweb": 1,
+        "signatures:exact": 1,
+        "dedupe:exact": 1,
+        "scores:tokens": 1,
+        "select": 2,
+        "mix:all": 1,
+    }

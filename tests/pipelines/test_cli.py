@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import Toy
+from toy_corpus import Toy
 from typer.testing import CliRunner
 
 from pipelines import store
@@ -40,7 +40,18 @@ def finished(toy: Toy, toy_tokenizer: Path, tmp_path_factory: pytest.TempPathFac
         "mix": {"curated": {"tokens": 6000, "weights": {"books": 2, "forum": 1}}},
     }
     (folder / "toy.yaml").write_text(yaml.safe_dump(recipe))
-    command = [sys.executable, "-m", "pipelines.cli", "run", f"{folder}/toy.yaml", "--run", f"{folder}/run", "--json", "--until", "mix"]
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.cli",
+        "run",
+        f"{folder}/toy.yaml",
+        "--run",
+        f"{folder}/run",
+        "--json",
+        "--until",
+        "mix",
+    ]
     return folder, subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
@@ -52,7 +63,11 @@ def test_planted_truth_comes_out(toy: Toy, finished: tuple[Path, Any]) -> None:
     assert summary["ledger"]["index"]["dropped"] == {"blank": 1, "null": 1}
     assert summary["ledger"]["select"]["dropped"] == {"unique": 8, "clean": 30}
     assert set(summary["tokens_by_source"]) == set(toy.documents) and summary["tokens_by_source"]["junk"]["after"] == 0
-    assert summary == {**json.loads((folder / "run/summary.json").read_text()), "exit_code": 0, "seconds": summary["seconds"]}
+    assert summary == {
+        **json.loads((folder / "run/summary.json").read_text()),
+        "exit_code": 0,
+        "seconds": summary["seconds"],
+    }
     rows = pq.read_table(folder / "run/mixtures/curated/books").to_pylist()
     texts = [" ".join(row["text"].split()) for row in rows]
     assert len(set(texts)) == len(texts), "of each document repeated, one stays"
@@ -110,8 +125,11 @@ def test_without_mixture_the_selection_is_the_end(toy: Toy, tmp_path: Path) -> N
 
 
 def test_help_is_quick_and_loads_nothing_heavy() -> None:
-    code = "import sys, pipelines.cli, scorers, transforms; print([m for m in ('torch', 'numba', 'apache_beam', 'transformers') if m in sys.modules])"
+    heavy = ("torch", "numba", "apache_beam", "transformers")
+    code = f"import sys, pipelines.cli, scorers, transforms; print([m for m in {heavy} if m in sys.modules])"
     started = time.monotonic()
-    found: Callable[..., Any] = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    found: Callable[..., Any] = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert found.stdout.strip() == "[]" and time.monotonic() - started < 30
     assert "sample-corpus" in corpusmill("--help").stdout

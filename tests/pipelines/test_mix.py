@@ -44,7 +44,7 @@ CORPUS = corpus({"a": 120, "b": 60, "c": 30})
 
 @pytest.fixture
 def mixed(tmp_path: Path, toy_tokenizer: Path) -> Mixed:
-    """Score the tokens of a corpus and write a mixture of it, in a folder of its own; `shard` cuts a source in files."""
+    """Score the tokens of a corpus and write a mixture of it, in a folder of its own; `pieces` are its files."""
     count = iter(range(100))
 
     def made(
@@ -183,9 +183,18 @@ def test_every_other_column_is_carried_along(mixed: Mixed) -> None:
     manifest = mixed(rows, pieces=1)
     [row] = rows_of(manifest, "a")
     assert {k: v for k, v in row.items() if k not in ("tokens", "draw")} == {
-        "id": "1", "text": "x y", "source": "a", "shard": "1-0", "row": 0, "tags": ["t"], "meta": {"k": 1},
-        "tokens_original": 7, "row_original": "r", "draw_original": None, "shard_original": b"s",
-    }  # fmt: skip
+        "id": "1",
+        "text": "x y",
+        "source": "a",
+        "shard": "1-0",
+        "row": 0,
+        "tags": ["t"],
+        "meta": {"k": 1},
+        "tokens_original": 7,
+        "row_original": "r",
+        "draw_original": None,
+        "shard_original": b"s",
+    }
     assert row["tokens"] > 1 and row["draw"] == int(draws(0, pa.array(["1"]))[0])
 
 

@@ -53,34 +53,64 @@ def test_every_part_may_use_what_is_there_by_then(folder: Path, toy_tokenizer: P
     ("changes", "line"),
     [
         ({"score": {"fineweb": {"min_lines": 3}}}, "score.fineweb.min_lines: no such key"),
-        ({"score": {"fasttext": {"model": "/nowhere"}}}, "score.fasttext: no fastText model at /nowhere; give a .bin file"),
+        (
+            {"score": {"fasttext": {"model": "/nowhere"}}},
+            "score.fasttext: no fastText model at /nowhere; give a .bin file",
+        ),
         ({"score": {"fasttext": {}}}, "score.fasttext.model: must be given"),
-        ({"tokenizer": "/nowhere/tok.json"}, "tokenizer: no tokenizer at /nowhere/tok.json; give a tokenizer.json or a folder"),
+        (
+            {"tokenizer": "/nowhere/tok.json"},
+            "tokenizer: no tokenizer at /nowhere/tok.json; give a tokenizer.json or a folder",
+        ),
         ({"dedupe": {"exact": {"prefr": "n"}}}, "dedupe.exact.prefr: no such key; did you mean 'prefer'?"),
         ({"dedupe": {"exact": {"prefer": "text"}}}, "dedupe.exact.prefer: 'text' is string, expected a number"),
-        ({"dedupe": {"exact": {"prefer": "quantile(n, 0.5)"}}}, "asks for a quantile, which only conditions under `select` can"),
+        (
+            {"dedupe": {"exact": {"prefer": "quantile(n, 0.5)"}}},
+            "asks for a quantile, which only conditions under `select` can",
+        ),
         ({"dedupe": {"exact": {"prefer": "CAST(holdout AS INT)"}}}, "dedupe.exact.prefer: "),
         ({"select": {"x": "finweb.passed"}}, "select.x: "),
         ({"select": {"x": "fineweb.pased"}}, "select.x: "),
         ({"select": {"x": "tokens.count"}}, "select.x: 'tokens.count' is int64, expected true or false"),
-        ({"select": {"x": "tokens.count > quantile(tokens.count, 9)"}}, "quantile takes an expression and a number from 0 to 1"),
+        (
+            {"select": {"x": "tokens.count > quantile(tokens.count, 9)"}},
+            "quantile takes an expression and a number from 0 to 1",
+        ),
         ({"select": {"x": "selection.keep"}}, "select.x: "),
-        ({"mix": {"all": {"where": "n > quantile(n, 0.5)"}}}, "mix.all.where: 'n > quantile(n, 0.5)' asks for a quantile"),
+        (
+            {"mix": {"all": {"where": "n > quantile(n, 0.5)"}}},
+            "mix.all.where: 'n > quantile(n, 0.5)' asks for a quantile",
+        ),
         ({"mix": {"all": {"wheer": "true"}}}, "mix.all.wheer: no such key; did you mean 'where'?"),
-        ({"mix": {"all": {"tokens": "many"}}}, "mix.all.tokens: 'many' is no number of tokens; write 300000, 300k, 5M or 2B"),
+        (
+            {"mix": {"all": {"tokens": "many"}}},
+            "mix.all.tokens: 'many' is no number of tokens; write 300000, 300k, 5M or 2B",
+        ),
         ({"mix": {"all": {"tokens": 0}}}, "mix.all.tokens: Input should be greater than 0 (given: 0)"),
         ({"mix": {"all": {"weights": {"wbe": 1}}}}, "mix.all.weights: no source 'wbe'; did you mean 'web'?"),
         ({"mix": {"all": {"weights": {"web": -1}}}}, "mix.all.weights: {'web': -1.0} are no weights"),
         ({"mix": {"all": {"weights": {"web": float("nan")}}}}, "mix.all.weights: {'web': nan} are no weights"),
         ({"mix": {"all": {"weights": {}}}}, "mix.all.weights: {} are no weights"),
         ({"mix": {"all": {"weights": "naturel"}}}, "did you mean 'natural'?"),
-        ({"fit": {"f": {"method": "fasttext", "positives": "late"}}}, "fit.f.positives: 'late' is string, expected true or false"),
-        ({"fit": {"f": {"method": "fasttext", "positives": "true", "parameters": {"dims": 3}}}}, "fit.f.parameters.dims: no such key; did you mean 'dim'?"),
-        ({"score": {"f": {"scorer": "fasttext", "model": "fit:f", "positiv": "x"}}, "fit": {"f": {"method": "fasttext", "positives": "true"}}}, "score.f.positiv: no such key; did you mean 'positive'?"),
+        (
+            {"fit": {"f": {"method": "fasttext", "positives": "late"}}},
+            "fit.f.positives: 'late' is string, expected true or false",
+        ),
+        (
+            {"fit": {"f": {"method": "fasttext", "positives": "true", "parameters": {"dims": 3}}}},
+            "fit.f.parameters.dims: no such key; did you mean 'dim'?",
+        ),
+        (
+            {
+                "score": {"f": {"scorer": "fasttext", "model": "fit:f", "positiv": "x"}},
+                "fit": {"f": {"method": "fasttext", "positives": "true"}},
+            },
+            "score.f.positiv: no such key; did you mean 'positive'?",
+        ),
         ({"holdout": {"share": 0.1, "where": "nothing"}}, "holdout.where: "),
         ({"train": {"mixtures": ["all"], "config": {"lerning_rate": 1}}}, "train.config.lerning_rate: no such key"),
     ],
-)  # fmt: skip
+)
 def test_each_mistake_is_found_without_work(
     folder: Path, toy_tokenizer: Path, changes: dict[str, Any], line: str
 ) -> None:

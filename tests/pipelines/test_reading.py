@@ -105,7 +105,7 @@ def test_admission_equals_the_slow_way(values: list[bytes | None], data: st.Data
     policy = data.draw(st.sampled_from([REPAIR, DROP]))
     raw = pa.array(values, pa.binary())
     at = data.draw(st.integers(0, len(values)))  # slices: offsets that do not start at 0
-    text, status, repaired = reading._text(raw[at:], policy)
+    text, _, _ = reading._text(raw[at:], policy)
     batch = pa.record_batch({"text": raw[at:]})
     split = shards.Split("s", "a", "a", "", "", 0, (), 0, 0)
     index = reading._admit(split, batch, 0, "text", policy).index
@@ -118,13 +118,13 @@ def test_admission_equals_the_slow_way(values: list[bytes | None], data: st.Data
 
 def test_ids_are_those_given_or_made(tmp_path: Path) -> None:
     text = {"text": ["a", "b", "c"]}
-    for given, expected in [
+    for column, expected in [
         (pa.array(["x", None, "x"]), ["x", None, "x"]),
         (pa.array([7, None, 9]), ["7", None, "9"]),
         (pa.array(["x", None, "z"]).dictionary_encode(), ["x", None, "z"]),
         (pa.array([b"x", None, b"\xff"]), ["x", None, "\ufffd"]),
     ]:
-        documents, _ = everything(write(tmp_path / "a.parquet", {**text, "id": given}))
+        documents, _ = everything(write(tmp_path / "a.parquet", {**text, "id": column}))
         found = documents["id"].to_pylist()
         assert [i for i, e in zip(found, expected, strict=True) if e] == [e for e in expected if e]
         assert (

@@ -95,9 +95,9 @@ def test_a_good_recipe_and_its_defaults() -> None:
         ("score.Exact", {"scorer": "fineweb"}, "score: 'Exact' is "),
         ("score.FineWeb", {"scorer": "fineweb"}, "score: 'FineWeb' is the name of another column"),
         ("score.tokens", {"tokenizer": "x"}, "score: 'tokens' is the name of another column"),
-        ("score.a/b", {"scorer": "fineweb"}, "score: 'a/b' cannot be a name; use letters, digits, '_', '-' and '.'"),
-        ("sources.", "x", "sources: '' cannot be a name"),
-        ("sources", {"..": "x"}, "sources: '..' cannot be a name"),
+        ("score.a/b", {"scorer": "fineweb"}, "score: 'a/b' cannot name a folder; use no '/' and no '.' at its start"),
+        ("sources.", "x", "sources: '' cannot name a folder"),
+        ("sources", {"..": "x"}, "sources: '..' cannot name a folder"),
         (
             "sources.web",
             5,

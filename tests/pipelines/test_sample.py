@@ -62,7 +62,7 @@ def test_documents_of_one_id_come_in_the_order_of_their_texts(tmp_path: Path) ->
 
 def test_no_document_is_said_so(corpora: Any) -> None:
     context, tables, splits = corpora[0]
-    with pytest.raises(SampleError, match=r"sample 's': no document satisfies 'n > 999'") as error:
+    with pytest.raises(SampleError, match=r"sample 's': no document satisfies .*n > 999") as error:
         draw(context, tables, splits, Sample("s", "n > 999"), 300)
     assert error.value.exit_code == 2
 

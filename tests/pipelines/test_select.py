@@ -1,4 +1,4 @@
-"""Selection: the first condition that fails is the reason, what is NULL has failed, quantiles are those of all documents."""
+"""Selection: the first condition that fails is the reason, NULL has failed, quantiles are those of all documents."""
 
 from __future__ import annotations
 
@@ -58,11 +58,19 @@ def reasons(tables: Tables, splits: list[Split], **conditions: str) -> list[tupl
 def test_the_first_condition_that_fails_is_the_reason(small: Any) -> None:
     _, tables, splits = small
     assert reasons(tables, splits, large="n > 3", good="good") == [
-        ("a", None), ("b", "large"), ("d", "large"), ("e", "good"), ("f", "good"),
-    ]  # fmt: skip
+        ("a", None),
+        ("b", "large"),
+        ("d", "large"),
+        ("e", "good"),
+        ("f", "good"),
+    ]
     assert reasons(tables, splits, good="good", large="n > 3") == [
-        ("a", None), ("b", "large"), ("d", "good"), ("e", "good"), ("f", "good"),
-    ]  # fmt: skip
+        ("a", None),
+        ("b", "large"),
+        ("d", "good"),
+        ("e", "good"),
+        ("f", "good"),
+    ]
     assert [reason for _, reason in reasons(tables, splits)] == [None] * 5
     assert {reason for _, reason in reasons(tables, splits, never="false")} == {"never"}
 
@@ -136,7 +144,7 @@ def test_a_quantile_is_that_of_all_documents_of_all_shards(tmp_path: Path, toy: 
     assert kept == duckdb.execute(count, [f"{tmp_path}/*.parquet", low, high]).fetchall()[0][0] > 0
     again = select(context, tables, splits, conditions, values)
     assert again[0] == struct and all(r.reused for r in again[1])
-    _, moved = select(context, tables, splits, conditions, {q: -1.0 for q in values})
+    _, moved = select(context, tables, splits, conditions, dict.fromkeys(values, -1.0))
     assert not any(r.reused for r in moved), "another threshold is another selection"
 
 

@@ -17,11 +17,28 @@ from pipelines import shards
 from pipelines.shards import Shard, expand, scan, schema_of, splits, type_of, type_text
 
 TYPES = [
-    pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.bool_(), pa.int8(), pa.uint64(), pa.float16(), pa.float64(), pa.null(),
-    pa.date32(), pa.timestamp("us"), pa.timestamp("ns", "Europe/Athens"), pa.decimal128(12, 3), pa.list_(pa.string()), pa.large_list(pa.int8()),
-    pa.struct([("a, b: c", pa.int64()), ("d", pa.list_(pa.float32()))]), pa.map_(pa.string(), pa.int64()), pa.dictionary(pa.int8(), pa.string()),
-    pa.list_(pa.float32(), 3), pa.binary(16),
-]  # fmt: skip
+    pa.string(),
+    pa.large_string(),
+    pa.string_view(),
+    pa.binary(),
+    pa.bool_(),
+    pa.int8(),
+    pa.uint64(),
+    pa.float16(),
+    pa.float64(),
+    pa.null(),
+    pa.date32(),
+    pa.timestamp("us"),
+    pa.timestamp("ns", "Europe/Athens"),
+    pa.decimal128(12, 3),
+    pa.list_(pa.string()),
+    pa.large_list(pa.int8()),
+    pa.struct([("a, b: c", pa.int64()), ("d", pa.list_(pa.float32()))]),
+    pa.map_(pa.string(), pa.int64()),
+    pa.dictionary(pa.int8(), pa.string()),
+    pa.list_(pa.float32(), 3),
+    pa.binary(16),
+]
 
 
 def write(path: Path, columns: Any, **options: Any) -> str:
@@ -40,8 +57,13 @@ def test_a_shard_is_named_by_its_path_below_the_fixed_part(tmp_path: Path) -> No
         write(tmp_path / name, {"text": ["x"]})
     found = expand({"one": f"{tmp_path}/**", "two": [f"{tmp_path}/a.parquet", f"{tmp_path}/deep/*/*.parquet"]})
     assert [(s.source, s.name) for s in found] == [
-        ("one", "a"), ("one", "c.PARQUET"), ("one", "d"), ("one", "deep/er/b"), ("two", "a"), ("two", "er/b"),
-    ]  # fmt: skip
+        ("one", "a"),
+        ("one", "c.PARQUET"),
+        ("one", "d"),
+        ("one", "deep/er/b"),
+        ("two", "a"),
+        ("two", "er/b"),
+    ]
 
 
 def test_brackets_and_question_marks_are_wildcards(tmp_path: Path) -> None:
@@ -171,8 +193,12 @@ def test_union_of_columns() -> None:
     )
     union = schema_of([one, two, three])
     assert {n: type_of(k) for n, (k, _) in union.items()} == {
-        "text": pa.string(), "url": pa.large_string(), "n": pa.int64(), "tags": pa.list_(pa.string()), "id": pa.int64(),
-    }  # fmt: skip
+        "text": pa.string(),
+        "url": pa.large_string(),
+        "n": pa.int64(),
+        "tags": pa.list_(pa.string()),
+        "id": pa.int64(),
+    }
     assert union["url"][1] == "two"
     body = [with_columns("one", body=pa.string()), with_columns("two", body=pa.binary())]
     assert schema_of(body, text="body")

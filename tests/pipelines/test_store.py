@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -125,7 +124,9 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
         from pipelines import store
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         noise = pa.table({{"x": [os.urandom(1000) for _ in range(500)]}})
-        for write in (lambda: store.write_sidecar("{tmp_path}/a.parquet", "k", noise, {{}}), lambda: store.write_json("{tmp_path}/a.json", "x" * 300_000)):
+        def sidecar(): store.write_sidecar("{tmp_path}/a.parquet", "k", noise, {{}})
+        def words(): store.write_json("{tmp_path}/a.json", "x" * 300_000)
+        for write in (sidecar, words):
             try:
                 write()
             except OSError as error:
@@ -176,7 +177,7 @@ def test_json_numbers_come_back_as_they_were(tmp_path: Path) -> None:
     store.write_json(f"{tmp_path}/a.json", values)
     assert json.dumps(store.read_json(f"{tmp_path}/a.json")) == json.dumps(values)
     store.remove(f"{tmp_path}/a.json"), store.remove(f"{tmp_path}/a.json")
-    assert os.listdir(tmp_path) == []
+    assert files(tmp_path) == []
 
 
 def test_files_of_other_file_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,8 +39,9 @@ def test_columns_of_one_shard_are_null_in_the_others(loaded: dict[str, pa.Table]
         {"row": 2, "text": "y", "url": "u3", "tags": None, "meta": None},
     ]
     assert b.select(["text", "url", "tags"]).to_pylist() == [
-        {"text": "z", "url": None, "tags": None}, {"text": "\ufffd", "url": None, "tags": None},
-    ]  # fmt: skip
+        {"text": "z", "url": None, "tags": None},
+        {"text": "\ufffd", "url": None, "tags": None},
+    ]
     assert c.num_rows == 0 and {"draw", "holdout", "tags", "meta"} <= set(c.column_names)
     assert a.column("source").to_pylist() == ["s", "s"] and a.column("shard").to_pylist() == ["a", "a"]
     assert (

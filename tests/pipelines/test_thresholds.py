@@ -27,7 +27,6 @@ from pipelines.tables import Tables
 from pipelines.thresholds import CountSplit, Found, MergeBins, Statistic
 from sql.expressions import Quantile
 
-
 CONNECTION = duckdb.connect(config={"threads": 1})
 
 
@@ -46,7 +45,7 @@ class InMemory:
 def find(
     tables: Sequence[pa.Table], statistics: Sequence[Statistic], bits: int, order: Sequence[int], sources: str = ""
 ) -> dict[str, Found]:
-    """`thresholds.find` without the engine: the same counting, encoding and narrowing, merged in a tree of any order."""
+    """`thresholds.find` without the engine: the same counting, encoding and narrowing, merged in any order."""
     splits = [Split(sources[i] if sources else "s", str(i), str(i), "", "", 0, (), 0, 0) for i in order]
     searches, found = [thresholds._Search(s) for s in statistics], {}
     rounds = 0

@@ -1,4 +1,4 @@
-"""What every scorer keeps to: one struct per document, of the type it declares, whatever is in the text and the batch."""
+"""What every scorer keeps to: one struct per document, of the declared type, whatever is in the text and the batch."""
 
 from __future__ import annotations
 
@@ -18,10 +18,23 @@ from scorers import Scorer
 from transforms.batch import Batch
 
 TEXTS = [
-    "A plain sentence that ends. And another one, with more words in it.\nA second line.", "x", "no white space at all" * 3, " ",
-    "", "\n\n\n", "🎉🚀💾" * 50, "שלום עולם، مرحبا بالعالم. ", "same line\n" * 200, "a\u2028b\x85c\x1cd", "\ufffd\ufffd", "日本語の文章です。" * 20,
-    "x" * 100_000, "<|endoftext|> __label__good </s>", "e\u0301 \u200b ﬁ", "\t".join("tabs"),
-]  # fmt: skip
+    "A plain sentence that ends. And another one, with more words in it.\nA second line.",
+    "x",
+    "no white space at all" * 3,
+    " ",
+    "",
+    "\n\n\n",
+    "🎉🚀💾" * 50,
+    "שלום עולם، مرحبا بالعالم. ",
+    "same line\n" * 200,
+    "a\u2028b\x85c\x1cd",
+    "\ufffd\ufffd",
+    "日本語の文章です。" * 20,
+    "x" * 100_000,
+    "<|endoftext|> __label__good </s>",
+    "e\u0301 \u200b ﬁ",
+    "\t".join("tabs"),
+]
 
 
 @pytest.fixture(scope="module", params=scorers.names())

@@ -58,10 +58,12 @@ def test_a_bare_model_needs_the_name_of_its_label(toy_fasttext: Path, model: Any
         FastText(model=tmp_path / "bare.bin")
     other = FastText(model=tmp_path / "bare.bin", positive="__label__other")
     texts = ["menu a wooden boat 3", "the mayor sold a bag of flour."]
-    assert other.score(batch_of(texts)).field("score").to_pylist() == [own(model, text, "__label__other") for text in texts]
+    assert other.score(batch_of(texts)).field("score").to_pylist() == [
+        own(model, text, "__label__other") for text in texts
+    ]
     with pytest.raises(ValueError, match="has no label '__label__goood'; its labels are __label__"):
         FastText(model=tmp_path / "bare.bin", positive="__label__goood").setup()
-    with pytest.raises(ValidationError, match="no fastText model at .*nowhere"):
+    with pytest.raises(ValidationError, match=r"no fastText model at .*nowhere"):
         FastText(model=tmp_path / "nowhere")
 
 
@@ -71,4 +73,6 @@ def test_the_card_names_the_positive_label(toy_fasttext: Path, tmp_path: Path) -
     (tmp_path / "m" / "card.json").write_text(json.dumps(card))
     texts = ["menu a wooden boat", "the mayor sold seven lamps."]
     turned = FastText(model=tmp_path / "m").score(batch_of(texts)).field("score").to_numpy()
-    assert turned + FastText(model=toy_fasttext).score(batch_of(texts)).field("score").to_numpy() == pytest.approx([1, 1], abs=1e-4)
+    assert turned + FastText(model=toy_fasttext).score(batch_of(texts)).field("score").to_numpy() == pytest.approx(
+        [1, 1], abs=1e-4
+    )

@@ -36,7 +36,9 @@ def test_a_file_does_as_well_as_its_folder(toy_tokenizer: Path) -> None:
     assert found[1] == 1 and found[3] > 2, "what reads like an end of text is text"
 
 
-def test_long_documents_are_counted_in_pieces(toy_tokenizer: Path, toy_texts: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_documents_are_counted_in_pieces(
+    toy_tokenizer: Path, toy_texts: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Exactly, where there are words to cut before; within a few tokens where there are none."""
     scorer = Tokens(tokenizer=toy_tokenizer)
     texts = ["\n".join(toy_texts["books"]), "a  b\t c\n\n d " * 300, "", "x" * 5000, "🎉" * 900, "short"]
@@ -60,5 +62,7 @@ def test_settings_for_models_of_short_texts_do_not_count(toy_tokenizer: Path, tm
 
 def test_no_tokenizer(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none.json"):
-        with pytest.raises(ValidationError, match="no tokenizer at .*json; give a tokenizer.json or a folder with one"):
+        with pytest.raises(
+            ValidationError, match=r"no tokenizer at .*json; give a tokenizer.json or a folder with one"
+        ):
             Tokens(tokenizer=path)

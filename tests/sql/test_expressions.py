@@ -19,7 +19,7 @@ COLUMNS = pa.schema(
         "n": pa.int64(),
         "draw": pa.uint64(),
         "tags": pa.list_(pa.string()),
-        "Weird \"name": pa.int64(),
+        'Weird "name': pa.int64(),
         "quality": pa.struct([("score", pa.float64()), ("passed", pa.bool_())]),
     }
 )
@@ -86,7 +86,9 @@ def test_what_cannot_be_selected_by_is_refused(text: str, reason: str) -> None:
 
 
 def test_quantiles_are_found_once_and_resolved_to_the_bit() -> None:
-    expression = Expression("quality.score >= QUANTILE(quality.score, 0.9) OR n < quantile(n * 2, .25) AND quantile(quality.score, 0.9) > 0")
+    expression = Expression(
+        "quality.score >= QUANTILE(quality.score, 0.9) OR n < quantile(n * 2, .25) AND quantile(quality.score, 0.9) > 0"
+    )
     first, second = expression.quantiles
     assert (first, second.share) == (Quantile("quality.score", 0.9), 0.25)
     table = pa.table({"v": [0.1 + 0.2]})
@@ -94,7 +96,9 @@ def test_quantiles_are_found_once_and_resolved_to_the_bit() -> None:
         resolved = Expression("v = quantile(v, 0.5)").resolved({Quantile("v", 0.5): value})
         found = evaluate({"same": resolved}, pa.table({"v": [float(value)]})).column("same").to_pylist()
         assert found == [True], value
-    assert evaluate({"x": Expression("v = quantile(v, 0.5)").resolved({Quantile("v", 0.5): None})}, table)["x"].to_pylist() == [None]
+    assert evaluate({"x": Expression("v = quantile(v, 0.5)").resolved({Quantile("v", 0.5): None})}, table)[
+        "x"
+    ].to_pylist() == [None]
 
 
 @given(st.floats(allow_nan=False))

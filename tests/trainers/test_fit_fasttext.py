@@ -22,7 +22,10 @@ def planted(count: int, shift: float, seed: int) -> list[str]:
     """Documents over 400 words; `shift` is the share of words from the first hundred."""
     draw = np.random.default_rng(seed)
     words = np.array([f"word{i}" for i in range(400)])
-    return [" ".join(np.where(draw.random(60) < shift, draw.choice(words[:100], 60), draw.choice(words, 60))) for _ in range(count)]
+    return [
+        " ".join(np.where(draw.random(60) < shift, draw.choice(words[:100], 60), draw.choice(words, 60)))
+        for _ in range(count)
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,11 @@ def test_mix_gives_the_published_first_numbers() -> None:
     """Of SplitMix64 with seed 1234567, as its authors' reference program prints them."""
     step = 0x9E3779B97F4A7C15
     states = [(1234567 + i * step) & MASK for i in range(3)]
-    assert mix64(np.array(states, np.uint64)).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert mix64(np.array(states, np.uint64)).tolist() == [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+    ]
 
 
 @given(st.lists(st.text(max_size=20)), st.integers(0, 2**63), st.data())

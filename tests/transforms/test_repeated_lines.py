@@ -69,6 +69,21 @@ def test_lines_equal_reference(texts: list[str], most: int) -> None:
     assert cut(batch, cuts).to_pylist() == [remove_lines(text, gone) for text in texts]
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.lists(TEXT, max_size=6), st.integers(1, 2), st.integers(1, 4))
+def test_shorter_lines_neither_count_nor_go(texts: list[str], most: int, least: int) -> None:
+    batch = batch_of(texts)
+    lines = [[line for line in text.split("\n") if line.split()] for text in texts]
+    long = [[" ".join(line.split()) for line in own if len(line.encode()) >= least] for own in lines]
+    expected = Counter(key for own in long for key in set(own))
+    counts = count(batch, least=least)
+    assert sorted(counts.documents.tolist()) == sorted(expected.values())
+    left = cut(batch, repeats(batch, frequent(counts, most), least=least)).to_pylist()
+    for own, rest in zip(lines, left, strict=True):
+        stay = [line for line in own if len(line.encode()) < least or expected[" ".join(line.split())] <= most]
+        assert keys(rest, "line") == [" ".join(line.split()) for line in stay]
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.lists(TEXT, max_size=6), st.integers(1, 3))
 def test_paragraphs(texts: list[str], most: int) -> None:

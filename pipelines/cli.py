@@ -37,7 +37,7 @@ def run(
     folder: Folder = None,
     workers: Workers = 1,
     until: Annotated[
-        str, typer.Option(help="Stop after this step: score, dedupe, fit, select, mix, train or report.")
+        str, typer.Option(help="Stop after this step: score, dedupe, clean, fit, select, mix, train or report.")
     ] = "report",
     as_json: Json = False,
 ) -> None:

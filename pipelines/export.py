@@ -19,16 +19,19 @@ from pipelines.ledger import Record
 from pipelines.shards import Split
 from pipelines.steps import Context, MapSplit
 from pipelines.tables import Tables
+from sql.expressions import Expression, evaluate
 
 
 @dataclass(frozen=True)
 class Export:
-    """One split's documents where `selection.keep` holds."""
+    """One split's documents where `selection.keep` holds and cuts have left something."""
 
     tables: Tables
 
     def __call__(self, split: Split) -> tuple[pa.Table, Record]:
-        chosen = self.tables.load(split, {"selection"}).column("selection").combine_chunks().field("keep")
+        wanted = f"selection.keep AND NOT {self.tables.emptied()}"
+        table = self.tables.load(split, Expression(wanted).names)
+        chosen = evaluate({"chosen": wanted}, table).column("chosen").combine_chunks()
         kept, first, size = [], 0, 0
         for batch in self.tables.read(split):
             documents = batch.documents

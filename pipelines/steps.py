@@ -16,8 +16,8 @@ from pipelines import engine, ledger, progress, store
 from pipelines.ledger import Record
 from pipelines.shards import Split
 
-# Less than this is done in the launcher, since worker processes take 2 s to start: documents of which sidecars are read,
-# bytes of text that are read to choose or copy documents.
+# Less than this is done in the launcher, since workers take 2 s to start: documents of which sidecars are
+# read, bytes of text that are read to choose or copy documents.
 LIGHT_ROWS = 1_000_000
 LIGHT_BYTES = 256 << 20
 

@@ -36,7 +36,7 @@ def recipe_for(data: str, parts: dict[str, Any], folder: str | None) -> tuple[Re
 
 
 def parameters(scorers: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`quality:scorer=fasttext,model=m.bin` -> {"quality": {"scorer": "fasttext", "model": "m.bin"}}; values are YAML."""
+    """`quality:scorer=fasttext,model=m.bin` -> {"quality": {"scorer": "fasttext", "model": "m.bin"}}, read as YAML."""
     result: dict[str, dict[str, Any]] = {}
     for text in scorers:
         name, _, rest = text.partition(":")

@@ -112,7 +112,8 @@ class Sidecar:
         """
         assert self._writer is not None
         with self._abandoned():
-            self._writer.add_key_value_metadata({KEY: self.key.encode(), RECORD: json.dumps({**record, "seconds": 0.0}).encode()})
+            timeless = json.dumps({**record, "seconds": 0.0}).encode()
+            self._writer.add_key_value_metadata({KEY: self.key.encode(), RECORD: timeless})
             self._writer.close()
         self._manager.__exit__(None, None, None)
 

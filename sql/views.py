@@ -130,6 +130,7 @@ class Folder:
         return [
             *columns,
             *((f"dedupe/{name}", name) for name in self.recipe.get("dedupe", {})),
+            *((f"cuts/{name}", name) for name in self.recipe.get("clean", {})),
             ("selection", "selection"),
         ]
 
@@ -140,6 +141,7 @@ class Folder:
             "scores": {n for _, n in self.sidecars},
             "mix": {*self.recipe.get("mix", {}), HELDOUT},
             "sample": self.recipe.get("fit", {}),
+            "clean": self.recipe.get("clean", {}),
         }
         parts |= dict.fromkeys(("signatures", "dedupe"), self.recipe.get("dedupe", {}))
         found = []

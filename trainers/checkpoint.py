@@ -101,7 +101,7 @@ def publish_json(target: Path, value: Any) -> None:
 
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """Be the only process that trains in `out`; one that outlived its launcher is waited for, since its work is good."""
+    """Be the only process that trains in `out`; one that outlived its launcher is waited for: its work is good."""
     import fcntl
 
     with (out / ".lock").open("w") as file:

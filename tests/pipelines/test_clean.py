@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipelines import clean, shards, steps
 from pipelines.mix import MixError
 from pipelines.recipe import RecipeError, parse
 from pipelines.run import run
+from sql.views import query
 from transforms.cut import Cuts, union
 
 FOOTER = "Accept all cookies to go on reading this page"
@@ -98,6 +100,10 @@ def test_planted_text_goes_and_nothing_else(plain: tuple[Path, dict[str, Any]]) 
     assert summary["ledger"]["mix:all"]["dropped"] == {"emptied by cuts": 2}
     assert summary["ledger"]["clean:lines"]["repaired"] == {"cut": 18}
     assert summary["ledger"]["clean:substring"]["repaired"] == {"cut": 4}
+    found = query(str(out), "SELECT count(*) FROM documents WHERE lines.removed > 0")
+    assert found.column(0).to_pylist() == [18]
+    steps = query(str(out), "SELECT DISTINCT step FROM ledger").column(0).to_pylist()
+    assert {"clean:lines", "clean:substring"} <= set(steps)
 
 
 def test_spans_are_bytes_of_the_text_as_it_was(plain: tuple[Path, dict[str, Any]]) -> None:
@@ -117,6 +123,20 @@ def test_tokens_are_those_of_the_text_that_is_left(plain: tuple[Path, dict[str, 
     tokenizer = Tokenizer.from_file(str(toy_tokenizer / "tokenizer.json"))
     for row in rows(plain[0] / "mixtures" / "all"):
         assert row["tokens"] == len(tokenizer.encode(row["text"], add_special_tokens=False).ids) + 1
+
+
+def test_exports_hold_the_text_that_is_left(folder: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from pipelines.cli import app
+
+    given = {"name": "clean", "sources": {"web": f"{folder}/web/*.parquet"}, "clean": CLEAN}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(given))
+    command = ["export", str(tmp_path / "recipe.yaml"), "--run", str(tmp_path / "run"), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    exported = {row["id"]: row["text"] for row in rows(tmp_path / "out")}
+    assert exported == {i: left for i, (_, left) in zip(IDS, CORPUS, strict=True) if left}
 
 
 def test_fits_see_the_text_that_is_left(folder: Path, tmp_path: Path) -> None:

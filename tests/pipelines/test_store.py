@@ -35,11 +35,11 @@ def test_a_sidecar_is_current_by_its_key_alone(tmp_path: Path) -> None:
     path = f"{tmp_path}/scores/x/s/a.parquet"
     assert committed(path, "k") is None
     write_sidecar(path, "k", TABLE, {"rows_in": 2, "detail": {"a": [1, 2**63]}})
-    assert committed(path, "k") == {"rows_in": 2, "detail": {"a": [1, 2**63]}}
+    assert committed(path, "k") == {"rows_in": 2, "detail": {"a": [1, 2**63]}, "seconds": 0.0}
     assert committed(path, "other") is None
     assert store.read_table(path, ["id"]).column("id").to_pylist() == ["a", "b"]
     write_sidecar(path, "other", TABLE.slice(1), {})
-    assert committed(path, "k") is None and committed(path, "other") == {}
+    assert committed(path, "k") is None and committed(path, "other") == {"seconds": 0.0}
     assert files(tmp_path) == ["scores/x/s/a.parquet"]
 
 
@@ -78,7 +78,7 @@ def test_abandon_leaves_nothing_and_may_come_twice(tmp_path: Path) -> None:
     sidecar = Sidecar(f"{tmp_path}/a.parquet", TABLE.schema, "k")
     sidecar.close({})
     sidecar.abandon(ValueError("too late"))
-    assert files(tmp_path) == ["a.parquet"] and committed(f"{tmp_path}/a.parquet", "k") == {}
+    assert files(tmp_path) == ["a.parquet"] and committed(f"{tmp_path}/a.parquet", "k") == {"seconds": 0.0}
 
 
 def test_failures_of_the_writer_leave_nothing(tmp_path: Path) -> None:
@@ -185,8 +185,14 @@ def test_files_of_other_file_systems(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(store, "is_remote", lambda path: True)
     path = f"{tmp_path}/a.parquet"
     write_sidecar(path, "k", TABLE, {"n": 1})
-    assert committed(path, "k") == {"n": 1} and store.read_table(path).num_rows == 2
+    assert committed(path, "k") == {"n": 1, "seconds": 0.0} and store.read_table(path).num_rows == 2
     assert committed(f"{tmp_path}/none.parquet", "k") is None
     with pytest.raises(ZeroDivisionError), store.commit(f"{tmp_path}/b.json"):
         _ = 1 / 0
     assert files(tmp_path) == ["a.parquet"]
+
+
+def test_equal_work_gives_equal_bytes(tmp_path: Path) -> None:
+    for name, seconds in (("a", 1.25), ("b", 9.5)):
+        write_sidecar(f"{tmp_path}/{name}.parquet", "k", TABLE, {"rows_in": 2, "seconds": seconds})
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()

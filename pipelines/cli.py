@@ -60,13 +60,11 @@ def _run(recipe: str, folder: str | None, options: list[str], workers: int, unti
 def _finish(checked: Any, result: dict[str, Any], summary: Any) -> dict[str, Any]:
     """Show what was done; exit code 3 if more shards were unreadable than the recipe allows."""
     summary.show(result)
-    bad, all_ = len(result["shards"]["quarantined"]), result["shards"]["read"] + len(result["shards"]["quarantined"])
-    if bad / max(all_, 1) > checked.quarantine or not result["shards"]["read"]:
+    share = result["shards"]["quarantined_share"]
+    if share > checked.quarantine or not result["shards"]["read"]:
         result["exit_code"] = 3
-        typer.echo(
-            f"{bad} of {all_} shards could not be read whole; the recipe allows a share of {checked.quarantine:g}",
-            err=True,
-        )
+        text = f"{share:.1%} of the shards could not be read whole; the recipe allows {checked.quarantine:.1%}"
+        typer.echo(text, err=True)
     return result
 
 
@@ -102,9 +100,7 @@ def dedupe(
     as_json: Json = False,
 ) -> None:
     """Flag duplicates. Nothing is removed: `exact.keep` and `minhash.keep` are columns for select."""
-    _guarded(
-        lambda: _step(data, "dedupe", {"dedupe": {method: {"prefer": prefer}}}, folder, options, workers), as_json
-    )
+    _guarded(lambda: _step(data, "dedupe", {"dedupe": {method: {"prefer": prefer}}}, folder, options, workers), as_json)
 
 
 @app.command()
@@ -283,7 +279,7 @@ def _guarded(work: Callable[[], dict[str, Any]], as_json: bool, show: bool = Fal
         result = work()
     except Exception as error:
         code = _code(error)
-        if code == 1:
+        if code == 1 and not isinstance(error, OSError):  # a full disk is no bug, though it is no mistake either
             raise
         typer.echo(f"error: {error}", err=True)
         if as_json:

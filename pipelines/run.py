@@ -71,7 +71,7 @@ class Run:
         self._scan(found)
         readable = [s for s in self.shards if s.cause is None]
         try:
-            union = shards.schema_of(readable)
+            union = shards.schema_of(readable, self.recipe.text)
         except ValueError as error:
             raise RecipeError(str(error)) from error
         self.tables = self.plan.tables(self.shards, {name: kind for name, (kind, _) in union.items()})

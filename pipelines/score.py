@@ -118,10 +118,10 @@ class ScoreSplit(beam.DoFn):
         index = ledger.Record.of("index", split, 0, 0, key=self.plan.key("index", split))
         sidecars = {f: self._open(f, split) for f in missing}
         seconds = dict.fromkeys(missing, 0.0)
+        # The pass that admits documents reads every column, so that a corrupt page of any of them is met here.
+        wanted = None if "index" in missing else _extra(columns)
         try:
-            for batch in read_cut(
-                self.plan.run, split, self.plan.text, self.plan.admission, self.plan.cuts, _extra(columns)
-            ):
+            for batch in read_cut(self.plan.run, split, self.plan.text, self.plan.admission, self.plan.cuts, wanted):
                 _count(index, batch)
                 if "index" in sidecars:
                     sidecars["index"].write(batch.index)

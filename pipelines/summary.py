@@ -26,7 +26,11 @@ def summarise(job: Run) -> dict[str, Any]:
         "documents_out": manifest and sum(s["documents"] for s in manifest["sources"].values()),
         "ledger_balanced": True,  # a run that does not balance has raised LedgerError before
         "ledger": steps,
-        "shards": {"read": sum(s.cause is None for s in job.shards), "quarantined": _quarantined(job)},
+        "shards": {
+            "read": sum(s.cause is None for s in job.shards),
+            "quarantined": _quarantined(job),
+            "quarantined_share": job.quarantined_share(),
+        },
         "duplicate_ids": _duplicate_ids(job),
         "tokens_by_source": _tokens(job, manifest),
         "mixtures": {

@@ -60,7 +60,7 @@ class Tokens(Scorer):
 
     def score(self, batch: Batch) -> pa.StructArray:
         counts = np.ones(len(batch), np.int64)
-        for documents, pieces in _groups(batch.text):
+        for documents, pieces in groups(batch.text):
             encoded = self._loaded.encode_batch_fast(pieces, add_special_tokens=False)
             np.add.at(counts, documents, np.fromiter(map(len, encoded), np.int64, len(pieces)))
         return pa.StructArray.from_arrays([pa.array(counts)], fields=list(self.fields()))
@@ -72,7 +72,7 @@ class Tokens(Scorer):
         return state
 
 
-def _groups(texts: pa.LargeStringArray) -> Iterator[tuple[list[int], list[str]]]:
+def groups(texts: pa.LargeStringArray) -> Iterator[tuple[list[int], list[str]]]:
     """Pieces of documents with the number of their document, in lists of about AT_ONCE characters."""
     documents: list[int] = []
     pieces: list[str] = []

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 import xxhash
 from tokenizers import Tokenizer
 
+from scorers.tokens import groups
 from transforms.draws import mix64
 
 log = logging.getLogger(__name__)
@@ -227,9 +228,20 @@ def _encode(
     tokenizer: Tokenizer, text: pa.ChunkedArray, end: int, dtype: type[np.unsignedinteger[Any]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tokens of the texts end to end, an end token after each; and their lengths without it."""
-    encodings = tokenizer.encode_batch_fast(text.to_pylist(), add_special_tokens=False)
-    parts = [np.array([*encoding.ids, end], dtype) for encoding in encodings]
-    return np.concatenate(parts), np.array([len(part) - 1 for part in parts], np.int64)
+    texts = text.cast(pa.large_string()).combine_chunks()
+    parts: list[np.ndarray] = []
+    lengths = np.zeros(len(texts), np.int64)
+    before = 0
+    for documents, pieces in groups(texts):  # bounded, however long a document is
+        for document, encoding in zip(
+            documents, tokenizer.encode_batch_fast(pieces, add_special_tokens=False), strict=True
+        ):
+            if document != before:
+                parts.append(np.array([end], dtype))
+                before = document
+            parts.append(np.array(encoding.ids, dtype))
+            lengths[document] += len(encoding.ids)
+    return np.concatenate([*parts, np.array([end], dtype)]), lengths
 
 
 def _columns(source: str, batch: pa.Table, lengths: np.ndarray) -> pa.Table:

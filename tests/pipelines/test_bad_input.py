@@ -106,7 +106,7 @@ def test_shards_that_cannot_be_read_are_set_aside(tmp_path: Path, go: Go, recipe
     index = summary["ledger"]["index"]
     assert (index["in"], index["out"], index["quarantined"]) == (120, 80, 40)
     code, summary, words = go({**recipe, "quarantine": 0.5}, until="score")
-    assert code == 3 and "shards could not be read whole; the recipe allows a share of 0.5" in words
+    assert code == 3 and "77.8% of the shards could not be read whole; the recipe allows 50.0%" in words
     again = go({**recipe, "quarantine": 0.95})[1]
     assert again["mixture_digest"] and again["ledger"]["mix:all"]["reused"] == 2
 
@@ -117,10 +117,7 @@ def test_a_run_that_can_read_nothing_exits_3(tmp_path: Path, go: Go, recipe_of: 
     assert code == 3 and summary["shards"]["read"] == 0 and "no shard can be read" in words
 
 
-BY_SPLITS = pytest.mark.xfail(strict=True, reason="pipelines.cli counts the splits that broke, not their shards")
-
-
-@pytest.mark.parametrize(("allowed", "expected"), [pytest.param(0.5, 0, marks=BY_SPLITS), (0.49, 3)])
+@pytest.mark.parametrize(("allowed", "expected"), [(0.5, 0), (0.49, 3)])
 def test_the_share_of_a_shard_with_a_corrupt_page(
     tmp_path: Path,
     go: Go,
@@ -140,7 +137,6 @@ def test_the_share_of_a_shard_with_a_corrupt_page(
     assert code == expected
 
 
-@pytest.mark.xfail(strict=True, reason="pipelines.score reads the columns of its scorers alone")
 def test_a_corrupt_page_of_another_column_is_found_in_time(
     tmp_path: Path, go: Go, recipe_of: Callable[..., Any]
 ) -> None:

@@ -218,9 +218,17 @@ def sample_corpus(
     def build() -> dict[str, Any]:
         from pipelines.sample_corpus import build
 
-        return asdict(build(out, target_mb))
+        made = asdict(build(out, target_mb))
+        for source, documents in made["documents"].items():
+            megabytes = made["bytes"][source] / 1e6
+            typer.echo(f"{out}/{source}: {documents:,} documents, {megabytes:.1f} MB")
+        for source in made["absent"]:
+            typer.echo(f"{source}: none on this machine")
+        skipped = ", ".join(f"{reason} {n:,}" for reason, n in made["skipped"].items())
+        typer.echo(f"{len(made['shards'])} shards; files skipped: {skipped or 'none'}; cut at 200 kB: {made['cut']}")
+        return made
 
-    _guarded(build, as_json, show=True)
+    _guarded(build, as_json)
 
 
 @app.command()

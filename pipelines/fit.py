@@ -47,7 +47,8 @@ def fit(
     else:
         from trainers.fit_fasttext import FastTextParameters, fit_fasttext
 
-        fit_fasttext(*texts, folder, FastTextParameters(**spec.parameters), tables.seed)
+        good, other = texts
+        fit_fasttext(good, other, folder, FastTextParameters(**spec.parameters), tables.seed)
     seconds = time.perf_counter() - started
     context.seconds[f"fit {name}"] = seconds
     made = {"key": key, "digest": store.folder_digest(str(folder)), "seconds": seconds}

@@ -54,7 +54,8 @@ def follow(run: str, label: str, splits: int) -> Iterator[None]:
     def state() -> tuple[float, str]:
         count, documents, size = _seen(run, started)
         seconds = max(time.time() - started, 1e-3)
-        rate = f"{documents / seconds:,.0f} docs/s, {size / 1e6 / seconds:.1f} MB/s" if documents else ""
+        rate = f"{documents / seconds:,.0f} docs/s" if documents else ""
+        rate += f", {size / 1e6 / seconds:.1f} MB/s" if size else ""
         return min(count, splits) / max(splits, 1), rate
 
     with shown({label: state}):

@@ -55,7 +55,7 @@ def summarise(job: Run) -> dict[str, Any]:
 
 
 def _quarantined(job: Run) -> list[dict[str, str | None]]:
-    whole = [{"path": s.path, "cause": s.cause} for s in job.shards if s.cause]
+    whole: list[dict[str, str | None]] = [{"path": s.path, "cause": s.cause} for s in job.shards if s.cause]
     paths = {(s.source, s.name): s.path for s in job.shards}
     return whole + [
         {"path": paths[r.source, r.shard], "cause": r.cause}

@@ -39,6 +39,8 @@ def outcome(facts: Facts) -> Section | None:
     if documents:
         note = f"Lower is better. {documents:,} held-out documents that no mixture and no fit has seen, {seeds} seeds."
         method = "Intervals: bootstrap over documents and seeds; differences are paired by both."
+        if target := facts.summary.get("heldout_sources"):
+            method += f" Target: {escape(', '.join(target))}; the other sources stand in the table."
         parts.append(f'<p class="muted">{note} {method}</p>')
     differences = facts.summary.get("heldout_difference", {})
     rows = [[name, v["mean"], v["low"], v["high"]] for name, v in differences.items()]
@@ -51,9 +53,17 @@ def outcome(facts: Facts) -> Section | None:
 def _losses_by_seed(facts: Facts) -> dict[str, list[float]]:
     single: dict[str, list[float]] = defaultdict(list)
     if "evaluation" in facts.views:
-        query = "SELECT mixture, nats_per_token AS loss FROM evaluation WHERE source IS NULL ORDER BY mixture, seed"
+        query = """
+            SELECT mixture, seed, source, nats_per_token * tokens AS nats, tokens
+            FROM evaluation WHERE source IS NOT NULL ORDER BY mixture, seed"""
+        target = facts.summary.get("heldout_sources")
+        sums: dict[tuple[str, int], list[float]] = defaultdict(lambda: [0.0, 0.0])
         for row in facts.rows(query):
-            single[row["mixture"]].append(row["loss"])
+            if target is None or row["source"] in target:
+                held = sums[row["mixture"], row["seed"]]
+                held[0], held[1] = held[0] + row["nats"], held[1] + row["tokens"]
+        for (mixture, _), (nats, tokens) in sums.items():
+            single[mixture].append(nats / tokens)
     return single
 
 

@@ -29,7 +29,7 @@ nav a { color: var(--muted); text-decoration: none; margin-right: 18px; font-siz
 nav a:hover { color: var(--accent); }
 section { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 20px 22px;
   margin: 18px 0; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px; margin: 18px 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(160px, 1fr)); gap: 12px; margin: 18px 0; }
 .tile { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 12px 16px; }
 .tile b { display: block; font-size: clamp(1.1rem, 4.5vw, 1.4rem); line-height: 1.25; font-weight: 600;
   font-variant-numeric: tabular-nums; }

@@ -1,6 +1,6 @@
 """The command line. Progress goes to standard error; `--json` ends standard output with a line of JSON.
 
-Exit codes: 0 done, 1 a bug, 2 a mistake in the command or recipe, 3 more of the input is
+Exit codes: 0 done, 1 failed, 2 a mistake in the command or recipe, 3 more of the input is
 unreadable than the recipe allows.
 """
 
@@ -58,13 +58,13 @@ def _run(recipe: str, folder: str | None, options: list[str], workers: int, unti
 
 
 def _finish(checked: Any, result: dict[str, Any], summary: Any) -> dict[str, Any]:
-    """Show what was done; exit code 3 if more shards were unreadable than the recipe allows."""
+    """Show what was done; exit code 3 if more shards were unreadable than the recipe allows, or all."""
     summary.show(result)
     share = result["shards"]["quarantined_share"]
     if share > checked.quarantine or not result["shards"]["read"]:
         result["exit_code"] = 3
         text = f"{share:.1%} of the shards could not be read whole; the recipe allows {checked.quarantine:.1%}"
-        typer.echo(text, err=True)
+        typer.echo(text if result["shards"]["read"] else "no shard can be read; nothing was done", err=True)
     return result
 
 
@@ -280,14 +280,16 @@ def _print_table(table: Any) -> None:
 
 
 def _guarded(work: Callable[[], dict[str, Any]], as_json: bool, show: bool = False) -> None:
-    """Run a command; mistakes become one message and exit code 2, everything else is a bug and keeps its traceback."""
+    """Run a command; mistakes and known failures become one message, everything else is a bug: exit 1 and traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     started = time.perf_counter()
     try:
         result = work()
     except Exception as error:
+        from pipelines.ledger import LedgerError
+
         code = _code(error)
-        if code == 1 and not isinstance(error, OSError):  # a full disk is no bug, though it is no mistake either
+        if not (isinstance(error, OSError | LedgerError) or code == 2 or hasattr(error, "exit_code")):
             raise
         typer.echo(f"error: {error}", err=True)
         if as_json:
@@ -305,13 +307,15 @@ def _guarded(work: Callable[[], dict[str, Any]], as_json: bool, show: bool = Fal
 
 
 def _code(error: Exception) -> int:
-    """2 for mistakes of the user, the error's own code where it has one, 1 for bugs."""
+    """The error's own code where it has one, 2 for other mistakes of the user, 1 for the rest."""
     from pipelines.recipe import RecipeError
     from sql.expressions import ExpressionError
 
     if hasattr(error, "exit_code"):
         return int(error.exit_code)
-    mistakes = (RecipeError, ExpressionError, FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError)
+    if isinstance(error, FileNotFoundError):  # with a number, from the system: a file of the run itself is gone
+        return 1 if error.errno else 2
+    mistakes = (RecipeError, ExpressionError, FileExistsError, PermissionError, NotADirectoryError)
     return 2 if isinstance(error, mistakes) else 1
 
 

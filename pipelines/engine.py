@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 RUNNERS = ("FnApiRunner", "PortableRunner", "DataflowRunner", "FlinkRunner", "SparkRunner")
+OURS = ("--workers", "--until", "--run", "--json")  # options of corpusmill, not of Beam
 # These submit to a job server, which may know options that Beam's Python package does not.
 PORTABLE = ("PortableRunner", "FlinkRunner", "SparkRunner")
 
@@ -256,6 +257,8 @@ def _check_unknown(unknown: Sequence[str], names: Sequence[str], runner: str) ->
             if runner in PORTABLE and i and unknown[i - 1].startswith("--"):
                 continue  # the value of an option that only the job server knows
             raise EngineError(f"{word!r} is no Beam option; write options as --name=value")
+        if name in OURS:
+            raise EngineError(f"{name} is an option of corpusmill, not of Beam: it goes before `--`")
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.85 if runner in PORTABLE else 0.6)
         if near or runner not in PORTABLE:
             meant = f"; did you mean {near[0]}?" if near else ""

@@ -119,14 +119,19 @@ def _shards(data: str, text: str) -> tuple[list[shards.Shard], str, Admission]:
 
 
 def _groups(found: Sequence[shards.Shard], text: str) -> Iterator[Split]:
-    """Every row group as a split; shards that cannot be opened are left out. Footers alone are read."""
+    """Every row group as a split; shards that cannot be read are left out. Footers alone are read.
+
+    Raises:
+        RecipeError: no shard can be read.
+    """
+    causes = []
     for shard in found:
         try:
             with store.open_read(shard.path) as file:
                 metadata = pq.read_metadata(file)
-            if text not in metadata.schema.to_arrow_schema().names:
-                continue
-        except (OSError, ValueError):  # what Arrow raises on a file that is no Parquet is one of these
+            shards.check_columns(metadata.schema.to_arrow_schema(), text)
+        except (OSError, ValueError) as error:  # what Arrow raises on a file that is no Parquet is one of these
+            causes.append(f"{shard.path}: {error}".split("\n")[0])
             continue
         first = 0
         for number in range(metadata.num_row_groups):
@@ -136,6 +141,8 @@ def _groups(found: Sequence[shards.Shard], text: str) -> Iterator[Split]:
                 shard.source, shard.name, f"{shard.name}.{number}", shard.path, "", number, (rows,), first, size
             )
             first += rows
+    if len(causes) == len(found):
+        raise RecipeError(f"no shard can be read ({'; '.join(causes[:3])})")
 
 
 def _warm_up() -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import apache_beam as beam
@@ -40,8 +42,6 @@ WARN_EPOCHS = 4.0  # repeats are worth nearly as much as new data up to here (Mu
 
 class MixError(ValueError):
     """A mixture that cannot be made of the documents there are."""
-
-    exit_code = 2
 
     exit_code = 2
 
@@ -234,10 +234,16 @@ def mix(
     mixture: Mixture,
     where: str,
     documents: int,
-    tokenizer: dict[str, str],
+    tokenizer: str,
     recipe: str,
 ) -> dict[str, Any]:
-    """Write one mixture; returns its manifest, which is written last."""
+    """Write one mixture; returns its manifest.
+
+    While shards are replaced there is no manifest: it is removed before the first and written after the last.
+
+    Args:
+        tokenizer: a tokenizer file of whatever name, or a folder with tokenizer.json; copied into the mixture.
+    """
     left = f"({where}) AND NOT {tables.emptied()}"
     given = shares(context, tables, splits, name, mixture, left, documents)
     cuts = {source: share.cut for source, share in given.items()}
@@ -245,10 +251,38 @@ def mix(
     names = {"draw", "holdout", "tokens", tables.text, *Expression(where).names}
     base = store.digest(where, cuts, tables.base(names), code_digest(__name__))
     step = MapSplit(context.run, f"mix:{name}", folder, base, Mix(tables, where, cuts))
+    with ThreadPoolExecutor(16) as pool:
+        if not all(pool.map(step.held, splits)):
+            store.remove(f"{folder}/manifest.json")
     records = context.run_splits(f"mix {name}", splits, beam.ParDo(step), copies=True)
-    manifest = _manifest(folder, records, name, tables.seed, given, tokenizer, recipe)
+    described = _copy_tokenizer(tokenizer, folder)
+    manifest = _manifest(folder, records, name, tables.seed, given, described, recipe)
     store.write_json(f"{folder}/manifest.json", manifest)
+    _remove_others(folder, splits)
     return manifest
+
+
+def _copy_tokenizer(tokenizer: str, folder: str) -> dict[str, str]:
+    """Put the tokenizer's files into a mixture's folder, so that it needs nothing else; returns path and digest."""
+    file = Path(tokenizer) / "tokenizer.json" if Path(tokenizer).is_dir() else Path(tokenizer)
+    config = file.parent / "tokenizer_config.json"
+    for source, copy in ((file, "tokenizer.json"), (config, config.name)):
+        if source.is_file():
+            with store.commit(f"{folder}/tokenizer/{copy}") as sink:
+                sink.write(source.read_bytes())
+        elif store.read_json(f"{folder}/tokenizer/{copy}") is not None:
+            store.remove(f"{folder}/tokenizer/{copy}")  # of another tokenizer
+    return {"path": "tokenizer", "digest": store.file_digest(f"{folder}/tokenizer/tokenizer.json")}
+
+
+def _remove_others(folder: str, splits: Sequence[Split]) -> None:
+    """Remove shards of splits that there were once; those without a chosen document stay, to be found done."""
+    if store.is_remote(folder):
+        return
+    current = {Path(split.sidecar(folder)) for split in splits}
+    for path in Path(folder).rglob("*.parquet"):
+        if path not in current:
+            path.unlink()
 
 
 def _manifest(

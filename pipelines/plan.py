@@ -68,7 +68,12 @@ class Plan:
             if isinstance(spec, FitFastText):
                 _made(f"fit.{name}.parameters", FastTextParameters, spec.parameters)
         if recipe.train:
+            for source in recipe.train.target or ():
+                if source not in recipe.sources:
+                    raise RecipeError(f"train.target: no source {source!r}{nearest(source, recipe.sources)}")
             _require("train", "train")
+            if recipe.tokenizer and not _is_fit(recipe.tokenizer):
+                _check_tokenizer(recipe.tokenizer)
             if recipe.train.config:  # importing torch takes seconds
                 from trainers.pretrain import TrainConfig
 
@@ -172,6 +177,15 @@ def _require(field: str, kind: str) -> None:
     if package and importlib.util.find_spec(package) is None:
         extra = EXTRAS[package]
         raise RecipeError(f"{field}: needs the package {package}; pip install 'corpusmill[{extra}]'")
+
+
+def _check_tokenizer(path: str) -> None:
+    from trainers.mixture import load_tokenizer
+
+    try:
+        load_tokenizer(Path(path))
+    except Exception as error:  # the tokenizers library raises nothing narrower for a file that is none
+        raise RecipeError(f"tokenizer: {path} cannot be trained with: {error}") from error
 
 
 def _check(

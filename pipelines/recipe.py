@@ -18,6 +18,16 @@ MODELS = "fit:"  # `fit:name` as a path means the model that the recipe's fit st
 METHODS = ("exact", "minhash", "semantic")  # of dedupe
 CLEANING = ("lines", "substring")  # methods of clean, in their order
 HELDOUT = "heldout"  # the mixture of the documents held out
+FORMS = {  # of the parts of a recipe that are mappings
+    "sources": "{NAME: GLOB}",
+    "select": "{NAME: CONDITION}",
+    "fit": "{NAME: {method: METHOD}}",
+    "dedupe": "{METHOD: {KEY: VALUE}}",
+    "clean": "{METHOD: {KEY: VALUE}}",
+    "score": "{NAME: {KEY: VALUE}}",
+    "mix": "{NAME: {KEY: VALUE}}",
+}
+MAPPINGS = ("dict_type", "model_type", "model_attributes_type")  # pydantic's names for "this is no mapping"
 OWN = ("source", "shard", "row", "id", "bytes", "characters", "draw", "holdout", "selection")  # of every document
 
 
@@ -69,7 +79,7 @@ class Recipe(_Strict):
     """A whole recipe. `sources`: name -> glob or globs of Parquet shards. Each part is described by its own class."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     sources: dict[str, str | list[str]] = Field(min_length=1)
     text: str = "text"
     admission: Admission = Admission()
@@ -103,6 +113,8 @@ class Recipe(_Strict):
 
     def _names(self) -> Iterator[str]:
         """Names become folders, and those of scorers SQL columns, where upper and lower case are the same."""
+        if not self.name.strip("."):
+            yield f"name: {self.name!r} cannot name a folder; use a letter or a digit"
         for part in ("sources", "score", "fit", "mix"):
             for name in getattr(self, part):
                 if not re.fullmatch(r"[^/.\x00-\x1f][^/\x00-\x1f]*", name):
@@ -137,6 +149,8 @@ class Recipe(_Strict):
         for name in self.train.mixtures if self.train else ():
             if name not in self.mix:
                 yield f"train.mixtures: {name!r} is not under mix{nearest(name, self.mix)}"
+        if self.train and "seed" in self.train.config:
+            yield "train.config.seed: each model has one of train.seeds; give those"
 
     def _models(self) -> Iterator[str]:
         """Every `fit:NAME` names a fit step that makes what is wanted."""
@@ -183,6 +197,10 @@ def load(path: str) -> Recipe:
     if not file.is_file() and file.name == path and bundled.is_file():
         file = bundled
     if not file.is_file():
+        if file.is_dir():
+            inside = (file / "recipe.yaml").is_file()
+            meant = f"is a run folder; a recipe is wanted, as its own: {file}/recipe.yaml"
+            raise RecipeError(f"{path} {meant if inside else 'is a folder; a recipe is wanted, which is a YAML file'}")
         there = sorted(p.stem for p in bundled.parent.glob("*.yaml"))
         raise RecipeError(f"no recipe at {path}; bundled: {', '.join(there)}{_meant(path, there)}")
     try:
@@ -215,12 +233,12 @@ def explain(error: ValidationError, model: type[BaseModel], given: Any, prefix: 
     found: dict[str, list[str]] = {}
     for item in error.errors():
         field = prefix + ".".join(_keys(item, given))
-        for text in _complaint(item, model).splitlines():
+        for text in _complaint(item, model, field).splitlines():
             found.setdefault(field, []).append(text) if field else found.setdefault(text, [])
     return [f"{field}: {' or '.join(dict.fromkeys(texts))}" if texts else field for field, texts in found.items()]
 
 
-def _complaint(item: Any, model: type[BaseModel]) -> str:
+def _complaint(item: Any, model: type[BaseModel], field: str) -> str:
     context = item.get("ctx", {})
     if item["type"] == "extra_forbidden":
         return f"no such key{nearest(item['loc'][-1], _fields(model, item['loc'][:-1]))}"
@@ -231,6 +249,8 @@ def _complaint(item: Any, model: type[BaseModel]) -> str:
         return text
     shown = repr(item["input"])
     near = ""
+    if item["type"] in MAPPINGS:
+        text = f"expected `{field.rpartition('.')[2] or 'key'}: {FORMS.get(field, '{KEY: VALUE}')}`"
     if item["type"] in ("literal_error", "union_tag_invalid"):
         known = re.findall(r"'([^']*)'", context.get("expected") or context.get("expected_tags", ""))
         shown = repr(context.get("tag", item["input"]))

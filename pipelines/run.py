@@ -18,6 +18,7 @@ import yaml
 
 from pipelines import engine, ledger, shards, store
 from pipelines.clean import check_size, clean
+from pipelines.code import code_digest
 from pipelines.dedupe import exact
 from pipelines.fit import fit
 from pipelines.mix import mix
@@ -32,6 +33,7 @@ from pipelines.steps import Context
 from pipelines.tables import Struct, Tables
 
 log = logging.getLogger("corpusmill")
+OWN_FILES = (".lock", "recipe.yaml", "collected", "progress", "ledger", "scan.json")  # what a run killed at its start may leave
 DEDUPE: dict[str, Any] = {"exact": exact, "minhash": near, "semantic": semantic}
 STEPS = ("score", "dedupe", "clean", "fit", "select", "mix", "train", "report")
 HELDOUT = "heldout"
@@ -63,7 +65,9 @@ class Run:
             found = shards.expand(self.recipe.sources)
         except ValueError as error:
             raise RecipeError(str(error)) from error
+        engine.resolve(self.context.options, self.context.workers)
         self.plan.check(found)
+        self._own_folder()
         self._lock = store.lock(self.folder)
         store.remove_temporaries(self.folder)
         with store.commit(f"{self.folder}/recipe.yaml") as sink:
@@ -78,13 +82,30 @@ class Run:
         self.splits = shards.splits(readable)
         check_size(self.plan.cleaning, self.splits)
 
+    def _own_folder(self) -> None:
+        """Refuse a folder that holds something else than a run of this recipe's name."""
+        if store.is_remote(self.folder) or not Path(self.folder).is_dir():
+            return
+        recipe = Path(self.folder) / "recipe.yaml"
+        if not (Path(self.folder) / "shards.json").exists():
+            others = [p.name for p in Path(self.folder).iterdir() if p.name not in OWN_FILES]
+            if others:
+                raise RecipeError(f"{self.folder} is no run folder (it holds {others[0]}); choose another --run")
+        elif recipe.is_file() and (name := yaml.safe_load(recipe.read_text()).get("name")) != self.recipe.name:
+            raise RecipeError(
+                f"{self.folder} holds a run of recipe {name!r}, not of {self.recipe.name!r}; choose another --run"
+            )
+
     def _scan(self, found: list[Shard]) -> None:
         path = f"{self.folder}/shards.json"
-        held = {(s.path, s.size, s.modified): s for s in shards.from_json(store.read_json(path) or [])}
+        key = store.digest(self.recipe.text, code_digest("pipelines.shards"))
+        same = store.read_json(f"{self.folder}/scan.json") == key
+        before = shards.from_json(store.read_json(path) or []) if same else []
+        held = {(s.path, s.size, s.modified): s for s in before if s.cause is None}  # a failure may have passed
         known = [
-            replace(held[key], source=s.source, name=s.name)
+            replace(held[place], source=s.source, name=s.name)
             for s in found
-            if (key := (s.path, s.size, s.modified)) in held
+            if (place := (s.path, s.size, s.modified)) in held
         ]
         names = {(s.source, s.name) for s in known}
         new = [s for s in found if (s.source, s.name) not in names]
@@ -108,6 +129,7 @@ class Run:
             if shard.cause:
                 log.warning("quarantined %s: %s", shard.path, shard.cause)
         store.write_json(path, shards.to_json(self.shards))
+        store.write_json(f"{self.folder}/scan.json", key)
 
     def score(self, columns: dict[str, Column] | None = None) -> None:
         """One scoring pass: index, signatures and the scorers that wait for no fit, or the columns given."""
@@ -158,11 +180,6 @@ class Run:
     def mix(self) -> None:
         """Every mixture of the recipe, and the held-out documents as one more."""
         tokenizer = self.plan.tokenizer()
-        file = f"{tokenizer}/tokenizer.json" if Path(tokenizer).is_dir() else tokenizer
-        described = {
-            "path": _relative(str(Path(file).parent), f"{self.folder}/mixtures/x"),
-            "digest": store.file_digest(file),
-        }
         wanted = {n: (m, f"({m.where}) AND NOT selection.holdout") for n, m in self.plan.mixtures.items()}
         if self.recipe.holdout:
             from pipelines.mix import Mixture
@@ -172,7 +189,7 @@ class Run:
         digest = store.digest(self.recipe.model_dump(mode="json"))
         for name, (mixture, where) in wanted.items():
             self.manifests[name] = mix(
-                self.context, self.tables, self.splits, name, mixture, where, self.documents, described, digest
+                self.context, self.tables, self.splits, name, mixture, where, self.documents, tokenizer, digest
             )
 
     def train(self) -> None:

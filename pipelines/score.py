@@ -37,16 +37,24 @@ class Column:
 
     def base(self) -> str:
         """What its keys depend on besides the split: code, parameters, and the content of files that these name."""
-        parameters: dict[str, Any] = self.scorer.model_dump(mode="json")
-        for name, value in self.scorer:
-            if isinstance(value, Path):
-                parameters[name] = store.folder_digest(str(value))
+        parameters = _content(dict(self.scorer), self.scorer.model_dump(mode="json"))
         return store.digest(
             self.name, type(self.scorer).__name__, parameters, code_digest(type(self.scorer).__module__)
         )
 
     def schema(self) -> pa.Schema:
         return pa.schema([INDEX.field("row"), INDEX.field("id"), pa.field(self.name, self.scorer.fields())])
+
+
+def _content(value: Any, dumped: Any) -> Any:
+    """`dumped`, the JSON form of `value`, with the digest of its content for every path."""
+    if isinstance(value, Path):
+        return store.folder_digest(str(value))
+    if isinstance(value, Mapping):
+        return {key: _content(v, d) for v, (key, d) in zip(value.values(), dumped.items(), strict=True)}
+    if isinstance(value, list | tuple):
+        return [_content(v, d) for v, d in zip(value, dumped, strict=True)]
+    return dumped
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,7 @@ class ScoreSplit(beam.DoFn):
     def __init__(self, plan: Pass) -> None:
         self.plan = plan
         self._ready: set[str] = set()
+        self.steps = ["index", *(column.step for column in plan.columns)]
 
     def _records(self, split: Split) -> dict[str, dict[str, Any] | None]:
         """What is committed of the split, by folder; None for what is missing."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import logging
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pipelines import store
 
+log = logging.getLogger("corpusmill")
 SPLIT_BYTES = 64 << 20
 IS_TEXT = (
     pa.types.is_string,
@@ -74,14 +77,16 @@ def expand(sources: dict[str, str | list[str]]) -> list[Shard]:
     """Every file that the globs of the sources match, ordered by (source, name), not yet opened.
 
     Raises:
-        ValueError: a glob matches nothing, or two files of a source would have the same shard name.
+        ValueError: a glob matches nothing, two files of a source would have the same shard name, or one file two.
     """
     shards: dict[tuple[str, str], Shard] = {}
+    seen: dict[str, tuple[str, str, str]] = {}  # file: source, name and glob that had it first
+    shared = []
     for source, patterns in sources.items():
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
             found = _match(pattern)
             if not found:
-                raise ValueError(f"sources.{source}: no file matches {pattern!r}")
+                raise ValueError(f"sources.{source}: no file matches {pattern!r}{_meant(pattern)}")
             root = _root(pattern)
             for path, size, modified in found:
                 name = path[len(root) :].removesuffix(".parquet")
@@ -89,7 +94,27 @@ def expand(sources: dict[str, str | list[str]]) -> list[Shard]:
                 if other.path != path:
                     both = f"{other.path} and {path} would both be shard {name!r}"
                     raise ValueError(f"sources.{source}: {both}; give each its own source")
+                file = path if store.is_remote(path) else os.path.abspath(path)  # noqa: PTH100  (links stay as they are)
+                first, named, before = seen.setdefault(file, (source, name, pattern))
+                if first != source:
+                    shared.append(f"{path} is in {first!r} and in {source!r}")
+                elif named != name:
+                    both = f"{path} is matched by {before!r} and by {pattern!r}"
+                    raise ValueError(f"sources.{source}: {both} and would be read twice; let one glob match it")
+    if shared:
+        log.warning("files in more than one source, read for each: %d (%s)", len(shared), shared[0])
     return [shards[key] for key in sorted(shards)]
+
+
+def _meant(pattern: str) -> str:
+    """What was probably wanted where a glob matches nothing."""
+    if store.is_remote(pattern):
+        return ""
+    if Path(pattern).is_dir():
+        return f", which is a folder; did you mean '{pattern.rstrip('/')}/*.parquet'?"
+    if pattern.startswith("corpus/") and not Path("corpus").exists():  # where the quickstart has its sources
+        return "; make a corpus with `corpusmill sample-corpus --out corpus`"
+    return ""
 
 
 def _root(pattern: str) -> str:
@@ -114,7 +139,7 @@ def scan(shard: Shard, text: str) -> Shard:
         with store.open_read(shard.path) as file:
             parquet = pq.ParquetFile(file)
             schema, metadata = parquet.schema_arrow, parquet.metadata
-            _check_columns(schema, text)
+            check_columns(schema, text)
             groups = tuple(_group(metadata.row_group(g), text) for g in range(metadata.num_row_groups))
             columns = tuple((f.name, type_text(f.type)) for f in schema)
         return _replace(shard, digest=store.file_digest(shard.path), columns=columns, groups=groups)
@@ -122,8 +147,12 @@ def scan(shard: Shard, text: str) -> Shard:
         return _replace(shard, cause=f"{type(error).__name__}: {error}".split("\n")[0])
 
 
-def _check_columns(schema: pa.Schema, text: str) -> None:
-    """Raises ValueError: a column is missing, of a wrong type, or there are several of one name."""
+def check_columns(schema: pa.Schema, text: str) -> None:
+    """Check the columns of a shard.
+
+    Raises:
+        ValueError: a column is missing, of a wrong type, or there are several of one name.
+    """
     names = schema.names
     if text not in names:
         raise ValueError(f"no column {text!r}; there are {', '.join(names) or 'none'}")

@@ -83,11 +83,15 @@ class Context:
             light = not text or (copies and sum(s.text_bytes for s in todo) < LIGHT_BYTES)
             rows = sum(s.rows for s in todo) if light else None
             items += self.graph(label, lambda p: p | "Splits" >> self.deal(todo) | label >> transform, len(todo), rows)
-        return self.settle(splits, [Record(**item) for item in items])
+        return self.settle(splits, [Record(**item) for item in items], transform.fn.steps)
 
-    def settle(self, splits: Sequence[Split], records: list[Record]) -> list[Record]:
-        """Check the records of one or more steps against the splits that were sent, and write them to the ledger."""
-        for step in sorted({r.step for r in records}):
+    def settle(self, splits: Sequence[Split], records: list[Record], steps: Sequence[str]) -> list[Record]:
+        """Check the records of `steps` against the splits that were sent, and write them to the ledger.
+
+        Raises:
+            LedgerError: a split came back for one of the steps not once, or does not balance.
+        """
+        for step in sorted({*steps, *(r.step for r in records)}):
             mine = [r for r in records if r.step == step]
             quarantined = {(r.source, r.split) for r in records if r.quarantined}
             expected = [s for s in splits if (s.source, s.name) not in quarantined or step == "index"]
@@ -114,6 +118,7 @@ class MapSplit(beam.DoFn):
         self, run: str, step: str, folder: str, base: str, compute: Callable[[Split], tuple[pa.Table, Record]]
     ) -> None:
         self.run, self.step, self.folder, self.base, self.compute = run, step, folder, base, compute
+        self.steps = [step]
 
     def held(self, split: Split) -> list[dict[str, Any]] | None:
         """The split's record if its sidecar is committed and current."""

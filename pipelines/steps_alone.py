@@ -43,7 +43,11 @@ def parameters(scorers: Sequence[str]) -> dict[str, dict[str, Any]]:
         pairs = [pair.partition("=") for pair in rest.split(",") if pair]
         if any(not mark for _, mark, _ in pairs):
             raise RecipeError(f"--scorer {text!r}: write NAME:KEY=VALUE,KEY=VALUE")
-        result[name] = {key.strip(): yaml.safe_load(value) for key, _, value in pairs}
+        try:
+            result[name] = {key.strip(): yaml.safe_load(value) for key, _, value in pairs}
+        except yaml.YAMLError as error:
+            why = getattr(error, "problem", None) or "not YAML"
+            raise RecipeError(f"--scorer {text!r}: a VALUE cannot be read as YAML ({why})") from error
     return result
 
 

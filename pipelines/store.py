@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 KEY = b"corpusmill.key"
+TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp$")  # the names that `commit` gives
 RECORD = b"corpusmill.record"
 
 
@@ -185,10 +187,10 @@ def folder_digest(path: str) -> str:
 
 
 def remove_temporaries(folder: str) -> int:
-    """Remove what a killed run left half-written; returns how many files."""
+    """Remove what `commit` of a killed run left half-written, and nothing else; returns how many files."""
     if is_remote(folder) or not Path(folder).is_dir():
         return 0
-    left = list(Path(folder).rglob("*.tmp"))
+    left = [path for path in Path(folder).rglob("*.tmp") if TEMPORARY.search(path.name)]
     for path in left:
         path.unlink(missing_ok=True)
     return len(left)

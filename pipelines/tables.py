@@ -113,7 +113,11 @@ class Tables:
         return pa.table(columns)
 
     def _struct(self, split: Split, name: str, documents: pa.Table) -> pa.ChunkedArray:
-        sidecar = store.read_table(split.sidecar(f"{self.run}/{self.structs[name].folder}"))
+        struct = self.structs[name]
+        path = split.sidecar(f"{self.run}/{struct.folder}")
+        if store.committed(path, store.digest(struct.base, split.identity())) is None:
+            raise MisalignedError(f"{path} is missing or of another recipe; run again to compute it")
+        sidecar = store.read_table(path)
         if not all(sidecar.column(key).equals(documents.column(key)) for key in ("row", "id")):
             raise MisalignedError(
                 f"{self.structs[name].folder}/{split.source}/{split.name}.parquet holds {sidecar.num_rows} rows that "

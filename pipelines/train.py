@@ -91,15 +91,25 @@ def _jobs(run: str, spec: Training, manifests: Mapping[str, Any], heldout: str |
     threads = max(1, _cores() // min(_cores(), len(wanted)))
     code = code_digest("trainers.pretrain")
     held = manifests["heldout"]["digest"] if heldout else None
+    start = {"start": _start(spec.config["start"])} if spec.config.get("start") else {}
     jobs = []
     for mixture, seed in wanted:
         out = Path(run) / "training" / mixture / f"seed{seed}"
         config = {"threads": threads} | spec.config | {"seed": seed}
-        decisive = {k: v for k, v in config.items() if k != "threads"}
-        key = store.digest(manifests[mixture]["digest"], held, decisive, code)
+        decisive = {k: v for k, v in config.items() if k != "threads"} | start
+        end = store.folder_digest(f"{run}/mixtures/{mixture}/tokenizer")  # its config names the end token
+        key = store.digest(manifests[mixture]["digest"], end, held, decisive, code)
         arguments = {"config": config, "mixture": f"{run}/mixtures/{mixture}", "out": str(out), "heldout": heldout}
         jobs.append(Job(f"{mixture} seed {seed}", out, key, arguments))
     return jobs
+
+
+def _start(folder: Any) -> str:
+    """Digest of the model that training goes on from."""
+    try:
+        return store.folder_digest(str(folder))
+    except FileNotFoundError as error:
+        raise TrainingError(f"train.config.start: {error}; give a model folder", 2) from error
 
 
 def _cores() -> int:
@@ -140,10 +150,15 @@ def compare(run: str, spec: Training) -> dict[str, Any]:
 
     Bootstrap over held-out documents and over seeds (both resampled, percentile interval), paired by document and seed
     for differences: it tells whether another held-out draw or another seed would have said the same.
+
+    Raises:
+        TrainingError: no held-out document is of a target source.
     """
     everything = {name: Losses.read(run, name, spec.seeds) for name in spec.mixtures}
     sources = sorted(set(everything[spec.mixtures[0]].source))
     target = [source for source in sources if spec.target is None or source in spec.target]
+    if not target:
+        raise TrainingError(f"train.target: no held-out document is of {spec.target}; they are of {sources}", 2)
     losses = {name: each.of(target) for name, each in everything.items()}
     documents, seeds = len(losses[spec.mixtures[0]].tokens), len(spec.seeds)
     generator = np.random.default_rng(0)

@@ -31,8 +31,8 @@ class FastText(Scorer):
         file = self.model / "model.bin" if self.model.is_dir() else self.model
         if not file.is_file():
             raise ValueError(f"no fastText model at {file}; give a .bin file or a folder with model.bin")
-        if self.positive is None and not (file.parent / "card.json").is_file():
-            raise ValueError(f"{file} has no card.json beside it, so `positive` must name a label, as __label__1")
+        if self.positive is None:
+            self.__dict__["positive"] = _positive(file)  # a parameter like one given: keys depend on it
         return self
 
     def fields(self) -> pa.StructType:
@@ -43,9 +43,8 @@ class FastText(Scorer):
         import fasttext
 
         file = self.model / "model.bin" if self.model.is_dir() else self.model
-        card = file.parent / "card.json"
         model = fasttext.load_model(str(file))
-        positive = self.positive or json.loads(card.read_text())["positive"]
+        positive = self.positive or _positive(file)
         if positive not in model.labels:
             raise ValueError(f"{file} has no label {positive!r}; its labels are {', '.join(model.labels[:20])}")
         return model, positive
@@ -63,6 +62,17 @@ class FastText(Scorer):
         state = super().__getstate__()
         state["__dict__"] = {k: v for k, v in state["__dict__"].items() if k != "_loaded"}
         return state
+
+
+def _positive(model: Path) -> str:
+    """The label that the card beside a model names."""
+    card = model.parent / "card.json"
+    if not card.is_file():
+        raise ValueError(f"{model} has no card.json beside it, so `positive` must name a label, as __label__1")
+    named = json.loads(card.read_text()).get("positive")
+    if not isinstance(named, str):
+        raise ValueError(f"{card} names no `positive` label, so `positive` must be given, as __label__1")
+    return named
 
 
 def one_line(text: str) -> str:

@@ -77,16 +77,20 @@ def load(path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer) -
 
 def publish(target: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a folder that then appears as `target`, replacing an older one; a crash leaves no half of it."""
-    work = target.with_name(f".{target.name}")
-    shutil.rmtree(work, ignore_errors=True)
+    work, aside = target.with_name(f".{target.name}"), target.with_name(f".{target.name}.old")
+    if aside.exists() and not target.exists():
+        aside.rename(target)  # killed between the renames below
+    for left in (work, aside):
+        shutil.rmtree(left, ignore_errors=True)
     work.mkdir(parents=True)
     write(work)
     for path in work.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
     if target.exists():
-        shutil.rmtree(target)
+        target.rename(aside)
     work.rename(target)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def publish_json(target: Path, value: Any) -> None:

@@ -99,7 +99,7 @@ def open_mixture(folder: Path, cache: Path) -> Corpus:
     for file in files:
         _check(folder / file["path"], file["digest"])
     names = [[name, *(f["digest"] for f in source["files"])] for name, source in manifest["sources"].items()]
-    digest = _digest(_FORMAT, manifest["tokenizer"]["digest"], names)
+    digest = _digest(_FORMAT, manifest["tokenizer"]["digest"], end_token(tokenizer), names)
     target = cache / f"tokens-{digest}"
     if not target.is_dir():
         _publish(lambda work: _tokenise(folder, manifest, tokenizer, work), target)
@@ -192,18 +192,31 @@ def _tokenise(folder: Path, manifest: dict[str, Any], tokenizer_folder: Path, ta
         writer.close()
 
 
-def load_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
-    """The tokenizer of a folder and the id of its end token. ValueError if it has none.
+def end_token(path: Path) -> str:
+    """`eos_token` of the tokenizer_config.json in a tokenizer's folder, or beside its file; END where it names none."""
+    config = (path if path.is_dir() else path.parent) / "tokenizer_config.json"
+    named = json.loads(config.read_text()).get("eos_token") if config.is_file() else None
+    return (named.get("content") if isinstance(named, dict) else named) or END
+
+
+def load_tokenizer(path: Path) -> tuple[Tokenizer, int]:
+    """The tokenizer of a file, or of a folder with tokenizer.json, and the id of its end token (see `end_token`).
 
     Text that spells out a special token is tokenised as any other text: a document cannot end itself.
+    ValueError if it has no end token.
     """
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    file = path / "tokenizer.json" if path.is_dir() else path
+    tokenizer = Tokenizer.from_file(str(file))
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    end = tokenizer.token_to_id(END)
+    name = end_token(path)
+    end = tokenizer.token_to_id(name)
     if end is None:
-        raise ValueError(f"{folder}/tokenizer.json has no token {END}; train it with that special token")
+        raise ValueError(
+            f"{file} has no token {name} to end documents with; name one of its tokens as eos_token in "
+            "tokenizer_config.json beside it, or train it with that special token"
+        )
     return tokenizer, end
 
 

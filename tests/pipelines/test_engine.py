@@ -112,6 +112,8 @@ def test_number_of_worker_processes(options: list[str], workers: int, processes:
         ("--direct_num_worker=2", "did you mean --direct_num_workers"),
         ("--zzzzz=2", "knows no option --zzzzz"),
         ("workers=2", "--name=value"),
+        ("--workers=2", "before `--`"),
+        ("--run=x", "before `--`"),
     ],
 )
 def test_refused_options_say_why(option: str, reason: str) -> None:

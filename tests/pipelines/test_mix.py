@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipelines import shards, store
-from pipelines.mix import MixError, Mixture, _asked, content, mix
+from pipelines.mix import MixError, Mixture, Share, _asked, content, mix
 from pipelines.reading import Admission
 from pipelines.score import Column, Pass, ScoreSplit
 from pipelines.shards import Split
 from pipelines.steps import Context
 from pipelines.tables import Struct, Tables
 from scorers.tokens import Tokens
+from trainers.mixture import open_mixture
 from transforms.draws import draws
 
 Mixed = Callable[..., dict[str, Any]]
@@ -50,7 +53,7 @@ def mixed(tmp_path: Path, toy_tokenizer: Path) -> Mixed:
     def made(
         rows: dict[str, list[dict[str, Any]]] = CORPUS,
         pieces: int = 2,
-        tokenizer: str = "t",
+        tokenizer: Path = toy_tokenizer,
         seed: int = 0,
         where: str = "true",
         **spec: Any,
@@ -74,8 +77,7 @@ def mixed(tmp_path: Path, toy_tokenizer: Path) -> Mixed:
         raw = {name: kind for name, (kind, _) in shards.schema_of(found).items()}
         tables = Tables(run, "text", Admission(), seed, raw, structs)
         documents = sum(map(len, rows.values()))
-        described = {"path": "../x", "digest": tokenizer}
-        manifest = mix(Context(run), tables, splits, "m", Mixture(**spec), where, documents, described, "recipe")
+        manifest = mix(Context(run), tables, splits, "m", Mixture(**spec), where, documents, str(tokenizer), "recipe")
         assert store.read_json(f"{run}/mixtures/m/manifest.json") == manifest
         return {**manifest, "folder": f"{run}/mixtures/m"}
 
@@ -125,13 +127,15 @@ def test_sources_that_have_less_are_repeated(mixed: Mixed, caplog: pytest.LogCap
         mixed(where="false")
 
 
-def test_the_digest_is_of_content_alone(mixed: Mixed) -> None:
+def test_the_digest_is_of_content_alone(mixed: Mixed, toy_tokenizer: Path, tmp_path: Path) -> None:
+    other = tmp_path / "u.json"
+    other.write_text((toy_tokenizer / "tokenizer.json").read_text() + "\n")
     spec = {"tokens": 1200, "weights": {"a": 1, "b": 1, "c": 1}}
     digest = mixed(**spec)["digest"]
     reversed_rows = {source: rows[::-1] for source, rows in reversed(CORPUS.items())}
     assert mixed(reversed_rows, pieces=5, **spec)["digest"] == digest, "other names, cuts and order of shards"
     for name, change in {
-        "tokenizer": {"tokenizer": "u"},
+        "tokenizer": {"tokenizer": other},
         "seed": {"seed": 1},
         "weight": {"weights": {"a": 1.1, "b": 1, "c": 1}},
         "budget": {"tokens": 1260},
@@ -233,3 +237,55 @@ def test_shares_by_hand() -> None:
         _asked("m", Mixture(weights={"a": 1, "c": 1}, tokens=40), have)
     with pytest.raises(MixError, match="names d; the sources are a, b, c"):
         _asked("m", Mixture(weights={"d": 1}), have)
+
+
+def test_a_mixture_brings_its_tokenizer(mixed: Mixed, toy_tokenizer: Path, tmp_path: Path) -> None:
+    """Whatever the file's name; the folder can be moved and trained on, with the end token that its config names."""
+    named = json.loads((toy_tokenizer / "tokenizer.json").read_text().replace("<|endoftext|>", "</s>"))
+    (tmp_path / "tk").mkdir()
+    (tmp_path / "tk" / "mine.json").write_text(json.dumps(named))
+    (tmp_path / "tk" / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "</s>"}}))
+    manifest = mixed(tokenizer=tmp_path / "tk" / "mine.json")
+    digest = store.file_digest(f"{tmp_path}/tk/mine.json")
+    assert manifest["tokenizer"] == {"path": "tokenizer", "digest": digest}
+    shutil.rmtree(tmp_path / "tk")
+    moved = Path(shutil.move(manifest["folder"], tmp_path / "moved"))
+    corpus = open_mixture(moved, tmp_path / "cache")
+    assert len(corpus) == sum(map(len, CORPUS.values()))
+    assert corpus.end_token == named["model"]["vocab"]["</s>"] == corpus.tokens[0]
+
+
+def test_an_interrupted_remix_leaves_no_manifest(mixed: Mixed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No old one over new shards; and a finished one leaves no shard that it does not name."""
+    calls: list[tuple[Any, ...]] = []
+
+    def noted(*given: Any) -> dict[str, Any]:
+        calls.append(given)
+        return mix(*given)
+
+    monkeypatch.setitem(mixed.__globals__, "mix", noted)
+    folder = Path(mixed()["folder"])
+    context, tables, splits, name, _, where, *rest = calls[0]
+    stray = folder / "gone" / "9-9.parquet"
+    stray.parent.mkdir()
+    shutil.copy(next((folder / "a").glob("*.parquet")), stray)
+
+    class StoppedError(Exception):
+        pass
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise StoppedError
+
+    smaller = Mixture(tokens=500)
+    with monkeypatch.context() as patch:
+        patch.setattr(Context, "graph", stopped)
+        mix(context, tables, splits, name, Mixture(), where, *rest)
+        assert not stray.exists() and (folder / "manifest.json").exists(), "nothing was to be done"
+    with monkeypatch.context() as patch:
+        patch.setattr(Context, "run_splits", stopped)
+        patch.setattr("pipelines.mix.shares", lambda *_: {"a": Share(1, 1, 1, 7)})
+        with pytest.raises(StoppedError):
+            mix(context, tables, splits, name, smaller, where, *rest)
+    assert not (folder / "manifest.json").exists()
+    mix(context, tables, splits, name, smaller, where, *rest)
+    assert (folder / "manifest.json").exists()

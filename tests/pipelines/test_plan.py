@@ -12,7 +12,8 @@ import pytest
 
 from pipelines import shards
 from pipelines.plan import Plan
-from pipelines.recipe import RecipeError, parse
+from pipelines.recipe import RecipeError, Training, parse
+from pipelines.train import TrainingError, _jobs, compare
 
 
 @pytest.fixture
@@ -109,6 +110,10 @@ def test_every_part_may_use_what_is_there_by_then(folder: Path, toy_tokenizer: P
         ),
         ({"holdout": {"share": 0.1, "where": "nothing"}}, "holdout.where: "),
         ({"train": {"mixtures": ["all"], "config": {"lerning_rate": 1}}}, "train.config.lerning_rate: no such key"),
+        (
+            {"train": {"mixtures": ["all"], "target": ["wbe"]}},
+            "train.target: no source 'wbe'; did you mean 'web'?",
+        ),
     ],
 )
 def test_each_mistake_is_found_without_work(
@@ -134,3 +139,51 @@ def test_a_missing_package_is_named_with_its_extra(
         with pytest.raises(RecipeError) as error:
             check(folder, toy_tokenizer, **changes)
         assert line in str(error.value)
+
+
+def test_a_tokenizer_without_end_token_cannot_be_trained_with(
+    folder: Path, toy_tokenizer: Path, tmp_path: Path
+) -> None:
+    made = tmp_path / "tk"
+    made.mkdir()
+    (made / "mine.json").write_text((toy_tokenizer / "tokenizer.json").read_text().replace("<|endoftext|>", "</s>"))
+    with pytest.raises(RecipeError, match=r"tokenizer: .*mine\.json.* has no token <\|endoftext\|>"):
+        check(folder, made / "mine.json", train={"mixtures": ["all"]})
+    check(folder, made / "mine.json")
+    (made / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    check(folder, made / "mine.json", train={"mixtures": ["all"]})
+    (made / "tokenizer_config.json").write_text('{"eos_token": "<eos>"}')
+    with pytest.raises(RecipeError, match="has no token <eos>"):
+        check(folder, made / "mine.json", train={"mixtures": ["all"]})
+
+
+def test_training_keys_follow_the_model_to_start_from(tmp_path: Path) -> None:
+    (tmp_path / "start").mkdir()
+    (tmp_path / "mixtures" / "m" / "tokenizer").mkdir(parents=True)
+    spec = Training(mixtures=["m"], seeds=[0], config={"start": str(tmp_path / "start")})
+
+    def key() -> str:
+        [job] = _jobs(str(tmp_path), spec, {"m": {"digest": "d"}}, None)
+        assert job.arguments["config"]["start"] == str(tmp_path / "start")
+        return job.key
+
+    (tmp_path / "start" / "model").write_text("1")
+    before = key()
+    assert key() == before
+    (tmp_path / "start" / "model").write_text("2")
+    assert key() != before
+    (tmp_path / "start").rename(tmp_path / "gone")
+    with pytest.raises(TrainingError, match=r"train\.config\.start: no model at"):
+        key()
+
+
+def test_a_target_without_held_out_documents_is_an_error(tmp_path: Path) -> None:
+    out = tmp_path / "training" / "m" / "seed0"
+    out.mkdir(parents=True)
+    row = {"source": "web", "shard": "s", "row": 0, "nats": 2.0, "tokens": 4}
+    pq.write_table(pa.Table.from_pylist([row]), out / "evaluation.parquet")
+    found = compare(str(tmp_path), Training(mixtures=["m"], seeds=[0], target=["web"]))
+    assert found["heldout_loss"]["m"]["mean"] == 0.5
+    with pytest.raises(TrainingError, match=r"no held-out document is of \['docs'\]; they are of \['web'\]") as error:
+        compare(str(tmp_path), Training(mixtures=["m"], seeds=[0], target=["docs"]))
+    assert error.value.exit_code == 2

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from pipelines.cli import _guarded
+from pipelines.ledger import LedgerError
 from pipelines.recipe import FitTokenizer, Recipe, RecipeError, load, nearest, parse
+from pipelines.steps_alone import parameters
 
 GOOD: dict[str, Any] = {
     "name": "r",
@@ -114,6 +120,15 @@ def test_a_good_recipe_and_its_defaults() -> None:
         ("train.seeds", [0, "one"], "train.seeds.1: Input should be a valid integer"),
         ("quarantine", 2, "quarantine: Input should be less than or equal to 1 (given: 2)"),
         ("name", "a/b", "name: String should match pattern"),
+        ("name", "..", "name: '..' cannot name a folder"),
+        ("seed", -1, "seed: Input should be greater than or equal to 0 (given: -1)"),
+        ("seed", 2**63, "seed: Input should be less than 9223372036854775808"),
+        ("sources", "a/*.parquet", "sources: expected `sources: {NAME: GLOB}` (given: 'a/*.parquet')"),
+        ("score", ["fineweb"], "score: expected `score: {NAME: {KEY: VALUE}}` (given: ['fineweb'])"),
+        ("score.fineweb", 5, "score.fineweb: expected `fineweb: {KEY: VALUE}` (given: 5)"),
+        ("fit.quality", "x", "fit.quality: expected `quality: {KEY: VALUE}` (given: 'x')"),
+        ("holdout", 0.1, "holdout: expected `holdout: {KEY: VALUE}` (given: 0.1)"),
+        ("train.config", {"seed": 3}, "train.config.seed: each model has one of train.seeds"),
     ],
 )
 def test_each_mistake_is_one_line(path: str, value: Any, line: str) -> None:
@@ -151,6 +166,48 @@ def test_files(tmp_path: Path) -> None:
         RecipeError, match=r"no recipe at quikstart; bundled: .*quickstart.*; did you mean 'quickstart'\?"
     ):
         load("quikstart")
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="is a folder; a recipe is wanted"):
+        load(str(tmp_path))
+    (tmp_path / "recipe.yaml").write_text("name: r\n")
+    with pytest.raises(RecipeError, match=f"is a run folder; a recipe is wanted, as its own: {tmp_path}/recipe.yaml"):
+        load(str(tmp_path))
+
+
+def test_a_value_that_is_no_yaml() -> None:
+    with pytest.raises(RecipeError, match=r"--scorer 'fineweb:short_line_length=\[1': a VALUE cannot be read as YAML"):
+        parameters(["fineweb:short_line_length=[1"])
+    assert parameters(["fineweb:short_line_length=[1]"]) == {"fineweb": {"short_line_length": [1]}}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "shown"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 1, True),
+        (LedgerError("rows went missing"), 1, True),
+        (FileNotFoundError(errno.ENOENT, "No such file", "runs/r/index/a.parquet"), 1, True),
+        (FileNotFoundError("no model at m.bin"), 2, True),
+        (RecipeError("a mistake"), 2, True),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), 2, True),
+        (KeyError("a bug"), 1, False),
+    ],
+)
+def test_failures_and_mistakes_are_one_line_and_bugs_are_not(error: Exception, code: int, shown: bool) -> None:
+    command = typer.Typer()
+
+    @command.command()
+    def work() -> None:
+        def fail() -> dict[str, Any]:
+            raise error
+
+        _guarded(fail, False)
+
+    done = CliRunner().invoke(command)
+    assert done.exit_code == code
+    assert done.stderr == (f"error: {error}\n" if shown else "")
+    assert isinstance(done.exception, SystemExit) == shown
 
 
 def test_nearest_lists_what_there_is() -> None:

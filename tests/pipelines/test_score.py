@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ class Length(Scorer):
     factor: int = 1
     lose: int = 0
     model: Path | None = None
+    more: dict[str, list[Path]] = {}
 
     def fields(self) -> pa.StructType:
         return pa.struct([pa.field("value", pa.int64(), nullable=False), pa.field("weight", pa.float64())])
@@ -62,7 +63,7 @@ def split(tmp_path: Path) -> shards.Split:
     return shards.splits([shards.scan(s, "text") for s in shards.expand({"web": str(path)})])[0]
 
 
-def length(**parameters: int | Path) -> Column:
+def length(**parameters: Any) -> Column:
     return Column("length", "scores/length", Length(**parameters))
 
 
@@ -154,6 +155,9 @@ def test_the_key_follows_code_parameters_and_files(split: shards.Split, tmp_path
     assert key(length(model=moved)) == before, "where a model lies is no part of the key"
     (moved / "weights").write_bytes(b"2")
     assert key(length(model=moved)) != before
+    several = key(length(more={"a": [moved]}))
+    (moved / "weights").write_bytes(b"3")
+    assert key(length(more={"a": [moved]})) != several, "paths inside lists and mappings too"
     assert Pass.plan("", "text", Admission(nul="drop"), [length()]).key("scores/length", split) != key(length())
 
 
@@ -201,5 +205,6 @@ def test_sidecars_carry_key_and_record(split: shards.Split, tmp_path: Path) -> N
     work = scoring(tmp_path, length())
     records = {r["step"]: r for r in work.process(split)}
     path = split.sidecar(f"{tmp_path}/scores/length")
-    assert store.committed(path, work.plan.key("scores/length", split)) == records["scores:length"] | {"reused": False}
+    record = records["scores:length"] | {"reused": False, "seconds": 0.0}  # no seconds: equal work, equal bytes
+    assert store.committed(path, work.plan.key("scores/length", split)) == record
     assert store.committed(path, "another key") is None

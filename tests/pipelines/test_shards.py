@@ -66,6 +66,31 @@ def test_a_shard_is_named_by_its_path_below_the_fixed_part(tmp_path: Path) -> No
     ]
 
 
+def test_one_file_is_read_once_for_a_source(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path / "deep" / "a.parquet", {"text": ["x"]})
+    wide, close = f"{tmp_path}/*/*.parquet", f"{tmp_path}/deep/*.parquet"
+    with pytest.raises(ValueError) as error:
+        expand({"s": [wide, close]})
+    assert all(word in str(error.value) for word in ("sources.s", path, wide, close, "read twice"))
+    assert len(expand({"s": [close, f"{tmp_path}/deep/a*"]})) == 1, "one name, one shard"
+    assert not caplog.records
+    assert len(expand({"s": wide, "t": close})) == 2
+    assert f"{path} is in 's' and in 't'" in caplog.text
+
+
+def test_a_glob_without_files_says_what_may_be_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "d" / "a.parquet", {"text": ["x"]})
+    monkeypatch.chdir(tmp_path)
+    for folder in ("d", "d/"):
+        with pytest.raises(ValueError, match=r"did you mean 'd/\*\.parquet'\?"):
+            expand({"d": folder})
+    with pytest.raises(ValueError, match="make a corpus with `corpusmill sample-corpus --out corpus`"):
+        expand({"code": "corpus/code/*.parquet"})
+    (tmp_path / "corpus").mkdir()
+    with pytest.raises(ValueError, match=r"no file matches 'corpus/code/\*\.parquet'$"):
+        expand({"code": "corpus/code/*.parquet"})
+
+
 def test_brackets_and_question_marks_are_wildcards(tmp_path: Path) -> None:
     for i in range(3):
         write(tmp_path / f"part{i}" / "x.parquet", {"text": ["x"]})

@@ -76,3 +76,15 @@ def test_the_card_names_the_positive_label(toy_fasttext: Path, tmp_path: Path) -
     assert turned + FastText(model=toy_fasttext).score(batch_of(texts)).field("score").to_numpy() == pytest.approx(
         [1, 1], abs=1e-4
     )
+
+
+def test_the_label_of_the_card_is_a_parameter(toy_fasttext: Path, tmp_path: Path) -> None:
+    """Also beside a bare file, whose digest does not cover the card."""
+    shutil.copytree(toy_fasttext, tmp_path / "m")
+    scorer = FastText(model=tmp_path / "m" / "model.bin")
+    assert scorer.model_dump()["positive"] == "__label__good"
+    (tmp_path / "m" / "card.json").write_text('{"positive": "__label__other"}')
+    assert FastText(model=tmp_path / "m" / "model.bin").model_dump()["positive"] == "__label__other"
+    (tmp_path / "m" / "card.json").write_text("{}")
+    with pytest.raises(ValidationError, match="names no `positive` label"):
+        FastText(model=tmp_path / "m" / "model.bin")

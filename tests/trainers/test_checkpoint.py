@@ -131,3 +131,29 @@ def test_publish_replaces_whole_folders_and_a_failure_leaves_the_old_one(tmp_pat
     assert (target / "a").read_text() == "1"
     checkpoint.publish(target, lambda work: (work / "b").write_text("3"))
     assert [path.name for path in target.iterdir()] == ["b"]
+
+
+def test_a_kill_between_the_renames_of_publish_loses_nothing(tmp_path, monkeypatch):
+    target = tmp_path / "step-000000001"
+    checkpoint.publish(target, lambda work: (work / "a").write_text("1"))
+    rename = Path.rename
+
+    def killed(path: Path, to: Path) -> Path:
+        if to == target:
+            raise KilledError
+        return rename(path, to)
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(Path, "rename", killed)
+        checkpoint.publish(target, lambda work: (work / "b").write_text("2"))
+    aside = tmp_path / f".{target.name}.old"
+    assert (aside / "a").read_text() == "1" and checkpoint.newest(tmp_path) is None, "left-overs are no checkpoints"
+
+    def fail(work: Path) -> None:
+        raise KilledError
+
+    with pytest.raises(KilledError):
+        checkpoint.publish(target, fail)
+    assert (target / "a").read_text() == "1"
+    checkpoint.publish(target, lambda work: (work / "c").write_text("3"))
+    assert [path.name for path in tmp_path.iterdir()] == [target.name] and (target / "c").exists()

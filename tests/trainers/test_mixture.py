@@ -82,3 +82,17 @@ def test_a_pass_takes_the_tokens_that_the_epochs_ask_for(tokens, epochs, random)
     assert asked - 0.5 <= sum(n for _, n in extra) <= asked + max(tokens) + 0.5
     kept = [d for d, c in zip(draw, copies, strict=True) if c == whole]
     assert not extra or not kept or max(d for d, _ in extra) < min(kept)
+
+
+@pytest.mark.parametrize("named", ["a", {"content": "a"}])
+def test_the_config_names_the_end_token(folder, tmp_path, named):
+    plain = open_mixture(folder, tmp_path)
+    config = tmp_path / "tokenizer" / "tokenizer_config.json"
+    config.write_text(json.dumps({"eos_token": named}))
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    corpus = open_mixture(folder, tmp_path)
+    assert corpus.end_token == tokenizer.token_to_id("a") == corpus.tokens[0] != plain.tokens[0]
+    assert corpus.digest != plain.digest
+    config.write_text(json.dumps({"eos_token": "<none>"}))
+    with pytest.raises(ValueError, match=r"tokenizer\.json has no token <none> to end documents with"):
+        open_mixture(folder, tmp_path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -93,14 +94,18 @@ def dedupe(
     options: Options = None,
     method: Annotated[str, typer.Option(help="exact, or minhash for near duplicates.")] = "exact",
     prefer: Annotated[
-        str, typer.Option(help="SQL: of equal documents, the one with the highest value stays.")
-    ] = "bytes",
+        str | None,
+        typer.Option(help="SQL: of equal documents, the one with the highest value stays; bytes by default."),
+    ] = None,
     folder: Folder = None,
     workers: Workers = 1,
     as_json: Json = False,
 ) -> None:
     """Flag duplicates. Nothing is removed: `exact.keep` and `minhash.keep` are columns for select."""
-    _guarded(lambda: _step(data, "dedupe", {"dedupe": {method: {"prefer": prefer}}}, folder, options, workers), as_json)
+    from pipelines.steps_alone import given
+
+    parts = {"dedupe": {method: given(prefer=prefer)}}
+    _guarded(lambda: _step(data, "dedupe", parts, folder, options, workers), as_json)
 
 
 @app.command()
@@ -123,7 +128,7 @@ def mix(
     data: Input,
     options: Options = None,
     name: Annotated[str, typer.Option(help="Name of the mixture.")] = "mixture",
-    where: Annotated[str, typer.Option(help="SQL condition.")] = "selection.keep",
+    where: Annotated[str | None, typer.Option(help="SQL condition; selection.keep by default.")] = None,
     tokens: Annotated[
         str | None, typer.Option(help="Tokens of one pass, as 300k or 5M; all there are by default.")
     ] = None,
@@ -133,7 +138,9 @@ def mix(
     as_json: Json = False,
 ) -> None:
     """Write a mixture: shards and a manifest that a trainer needs nothing else than."""
-    parts = {"mix": {name: {"where": where, "tokens": tokens}}} | ({"tokenizer": tokenizer} if tokenizer else {})
+    from pipelines.steps_alone import given
+
+    parts = {"mix": {name: given(where=where, tokens=tokens)}, **given(tokenizer=tokenizer)}
     _guarded(lambda: _step(data, "mix", parts, folder, options, workers), as_json)
 
 
@@ -247,7 +254,12 @@ def sql(
         table = ask_run(folder, query)
         if not as_json:
             _print_table(table)
-        return {"rows": table.num_rows, "columns": table.column_names, "data": table.to_pylist() if as_json else []}
+            return {}
+        names: list[str] = []
+        for name in table.column_names:  # SQL may name two columns alike, a JSON object may not
+            free = (name, *(f"{name}_{k}" for k in range(1, table.num_columns + 1)))
+            names.append(next(n for n in free if n not in names and (n == name or n not in table.column_names)))
+        return {"rows": table.num_rows, "columns": names, "data": _plain(table.rename_columns(names).to_pylist())}
 
     _guarded(ask, as_json)
 
@@ -272,11 +284,24 @@ def _print_table(table: Any) -> None:
     shown = Table()
     for name in table.column_names:
         shown.add_column(escape(name))
-    for row in table.slice(0, 200).to_pylist():
-        shown.add_row(*(escape(str(v)[:400]) if v is not None else "" for v in row.values()))
-    Console().print(shown)
+    columns = [column.to_pylist() for column in table.slice(0, 200).columns]  # by position: names may stand twice
+    for row in zip(*columns, strict=True):
+        shown.add_row(*(escape(str(v)[:400]) if v is not None else "" for v in row))
+    console = Console()
+    (console if console.is_terminal else Console(width=200)).print(shown)
     if table.num_rows > 200:
         typer.echo(f"… {table.num_rows - 200} more rows; add LIMIT, or --json for all", err=True)
+
+
+def _plain(value: Any) -> Any:
+    """Values of a query as JSON has them: NaN and infinities are null, bytes hexadecimal."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value.hex() if isinstance(value, bytes) else value
 
 
 def _guarded(work: Callable[[], dict[str, Any]], as_json: bool, show: bool = False) -> None:

@@ -5,6 +5,7 @@ the coder for `pa.RecordBatch`; Beam uses it only where a collection is typed. W
 `beam.ParDo(f).with_output_types(tuple[int, pa.RecordBatch])`: Beam also reads return annotations, but not in modules
 with `from __future__ import annotations`, where it falls back to pickle without a word.
 """
+
 from __future__ import annotations
 
 import pyarrow as pa

@@ -4,6 +4,7 @@
 resource hints. `write_template` adds the files that a classic template consists of. Takes about 2 s and no credentials;
 needs `apache-beam[gcp]`.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

@@ -74,7 +74,9 @@ def exact(
     folder = f"{context.run}/{struct.folder}"
     held = {s: store.committed(s.sidecar(folder), store.digest(struct.base, s.identity())) for s in splits}
     if all(record is not None for record in held.values()):
-        return struct, context.settle(splits, [Record(**{**r, "reused": True}) for r in held.values() if r], ["dedupe:exact"])
+        return struct, context.settle(
+            splits, [Record(**{**r, "reused": True}) for r in held.values() if r], ["dedupe:exact"]
+        )
     partitions = max(1, -(-documents // PARTITION_DOCUMENTS))
 
     def build(pipeline: beam.Pipeline) -> beam.PCollection:

@@ -3,6 +3,7 @@
 In process the overhead is about 0.3 s per graph; several worker processes take 2 s to start. Beam is imported when a
 graph is run, not before.
 """
+
 from __future__ import annotations
 
 import argparse

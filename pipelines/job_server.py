@@ -4,6 +4,7 @@ Client, service and workers exchange nothing but the graph and files, as on Flin
 is known not to lean on shared memory. `python -m pipelines.job_server --port 8099` serves until it is ended;
 `job_server()` starts one for the length of a `with` block. The service starts in 2 s, the workers of each job in 2 s.
 """
+
 from __future__ import annotations
 
 import argparse

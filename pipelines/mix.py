@@ -66,6 +66,8 @@ class Mixture(BaseModel):
         """Accepts 300k, 5M and 2B."""
         if not isinstance(value, str):
             return value
+        if value.isdecimal():
+            return int(value)
         try:
             return round(float(value[:-1]) * {"K": 1e3, "M": 1e6, "B": 1e9}[value[-1:].upper()])
         except (KeyError, ValueError, OverflowError):

@@ -112,7 +112,9 @@ def near(
     folder = f"{context.run}/{struct.folder}"
     held = {s: store.committed(s.sidecar(folder), store.digest(struct.base, s.identity())) for s in splits}
     if all(record is not None for record in held.values()):
-        return struct, context.settle(splits, [Record(**{**r, "reused": True}) for r in held.values() if r], ["dedupe:minhash"])
+        return struct, context.settle(
+            splits, [Record(**{**r, "reused": True}) for r in held.values() if r], ["dedupe:minhash"]
+        )
     scratch = Scratch(f"{context.run}/scratch/minhash")
     scratch.discard()
     files = _buckets(context, parts, method, scratch)

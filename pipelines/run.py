@@ -24,7 +24,7 @@ from pipelines.fit import fit
 from pipelines.mix import mix
 from pipelines.near import near
 from pipelines.plan import Plan
-from pipelines.recipe import Recipe, RecipeError
+from pipelines.recipe import HELDOUT, Recipe, RecipeError
 from pipelines.score import Column, Pass, ScoreSplit
 from pipelines.select import quantiles, select
 from pipelines.semantic import semantic
@@ -33,10 +33,16 @@ from pipelines.steps import Context
 from pipelines.tables import Struct, Tables
 
 log = logging.getLogger("corpusmill")
-OWN_FILES = (".lock", "recipe.yaml", "collected", "progress", "ledger", "scan.json")  # what a run killed at its start may leave
+OWN_FILES = (
+    ".lock",
+    "recipe.yaml",
+    "collected",
+    "progress",
+    "ledger",
+    "scan.json",
+)  # what a run killed at its start may leave
 DEDUPE: dict[str, Any] = {"exact": exact, "minhash": near, "semantic": semantic}
 STEPS = ("score", "dedupe", "clean", "fit", "select", "mix", "train", "report")
-HELDOUT = "heldout"
 
 
 class Run:
@@ -222,12 +228,6 @@ class Run:
 
 def _scan(shard: Shard, text: str) -> dict[str, Any]:
     return shards.to_json([shards.scan(shard, text)])[0]
-
-
-def _relative(path: str, start: str) -> str:
-    import os
-
-    return path if store.is_remote(path) else os.path.relpath(Path(path).resolve(), Path(start).resolve())
 
 
 def run(

@@ -31,8 +31,21 @@ def recipe_for(data: str, parts: dict[str, Any], folder: str | None) -> tuple[Re
         given = yaml.safe_load(before.read_text()) if before.is_file() else {"name": Path(folder).name or "run"}
         given["sources"] = {"documents": data}
     for part, value in parts.items():
-        given[part] = {**(given.get(part) or {}), **value} if isinstance(value, dict) else value
+        given[part] = _merged(given.get(part), value)
     return parse(given), folder or data.rstrip("/")
+
+
+def _merged(held: Any, value: Any) -> Any:
+    """`value` over `held`: names that `value` lacks stay, so do the parameters of a name that it has."""
+    if not isinstance(value, dict):
+        return value
+    before = held if isinstance(held, dict) else {}
+    return {**before, **{name: _merged(before.get(name), given) for name, given in value.items()}}
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that the user gave: those not given are None, and leave what a recipe holds."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def parameters(scorers: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def summarise(job: Run) -> dict[str, Any]:
-    """The summary of a run as far as it went; written to RUN/summary.json."""
+    """The summary of a run as far as it went, and what is known of later steps; written to RUN/summary.json."""
     records = job.context.records
     steps = {step: ledger.totals(mine) for step, mine in records.items()}
     curated = next(iter(job.recipe.mix), None)
@@ -24,7 +25,7 @@ def summarise(job: Run) -> dict[str, Any]:
         "run": job.folder,
         "documents_in": sum(s.rows for s in job.shards),
         "documents_out": manifest and sum(s["documents"] for s in manifest["sources"].values()),
-        "ledger_balanced": True,  # a run that does not balance has raised LedgerError before
+        "ledger_balanced": _balanced(job),
         "ledger": steps,
         "shards": {
             "read": sum(s.cause is None for s in job.shards),
@@ -49,8 +50,50 @@ def summarise(job: Run) -> dict[str, Any]:
             "total": round(time.perf_counter() - job.started, 2),
         },
         **job.trained,
+        "decided_by": {"digest": _decisive(job, job.recipe.score), "scores": sorted(job.recipe.score)},
+        "columns": {struct.folder: struct.base for struct in job.tables.structs.values()},
     }
+    summary = _carried(job, summary)
     store.write_json(f"{job.folder}/summary.json", summary)
+    return summary
+
+
+def _balanced(job: Run) -> bool | None:
+    """Whether every record balances and steps took in what was let through; None where no step ran."""
+    records = job.context.records
+    if not records:
+        return None
+    try:
+        job.balance()
+    except ledger.LedgerError:
+        return False
+    return all(r.balances for mine in records.values() for r in mine)
+
+
+def _decisive(job: Run, scores: Iterable[str]) -> str:
+    """Digest of the shards and the recipe, of its scorers only `scores`: one more changes nothing that is there."""
+    recipe = job.recipe.model_dump(mode="json")
+    recipe["score"] = {name: recipe["score"].get(name) for name in scores}
+    return store.digest(recipe, [(s.source, s.name, s.digest, s.cause) for s in job.shards])
+
+
+def _carried(job: Run, summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary, with what the one before it knows of steps that this run left out, if that still holds."""
+    held = store.read_json(f"{job.folder}/summary.json") or {}
+    before = held.get("decided_by")
+    if before is None or _decisive(job, before["scores"]) != before["digest"]:
+        return summary
+    hidden = {name.lower() for s in job.shards for name, _ in s.columns}  # a new scorer hides a column of its name
+    if any(name.lower() in hidden for name in set(job.recipe.score).difference(before["scores"])):
+        return summary
+    if any(held["columns"].get(folder, base) != base for folder, base in summary["columns"].items()):
+        return summary
+    for key in held.keys() - {"report"}:  # the page that was written tells nothing of this run
+        if isinstance(held[key], dict):
+            mine = summary.get(key) or {}
+            summary[key] = mine | {k: v for k, v in held[key].items() if k not in mine}
+        elif summary.get(key) is None:
+            summary[key] = held[key]
     return summary
 
 
@@ -90,10 +133,11 @@ def _tokens(job: Run, manifest: dict[str, Any] | None) -> dict[str, dict[str, in
     }
 
 
-def _ledger_table(steps: dict[str, Any]) -> Any:
+def _ledger_table(steps: dict[str, Any], balanced: bool | None) -> Any:
     from rich.table import Table
 
-    table = Table(title="Ledger, in documents: balanced")
+    state = {True: "balanced", False: "NOT balanced", None: "nothing was read"}[balanced]
+    table = Table(title=f"Ledger, in documents: {state}")
     for name in ("step", "in", "out", "dropped", "quarantined", "splits", "reused"):
         table.add_column(name, no_wrap=name == "step", justify="left" if name in ("step", "dropped") else "right")
     for step, row in steps.items():
@@ -130,7 +174,7 @@ def show(summary: dict[str, Any]) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)  # logs need not wrap at 80 columns
-    console.print(_ledger_table(summary["ledger"]))
+    console.print(_ledger_table(summary["ledger"], summary["ledger_balanced"]))
     for item in summary["shards"]["quarantined"]:
         console.print(f"quarantined {item['path']}: {item['cause']}", markup=False)
     if summary["duplicate_ids"]:

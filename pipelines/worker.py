@@ -3,6 +3,7 @@
 Beam starts them and forgets them: when one is killed (out of memory, say) its job waits for ever, and when the launcher
 is killed they work on. Here a dead worker fails its job, and workers end within a second of their launcher.
 """
+
 from __future__ import annotations
 
 import os

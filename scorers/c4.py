@@ -59,7 +59,11 @@ class C4(Scorer):
         rules, marks = c4.count_rules(judged)
         removed = (c4.LONG_WORD, c4.NO_TERMINAL, c4.FEW_WORDS, c4.JAVASCRIPT, c4.POLICY)
         values = [
-            marks & c4.LOREM_IPSUM > 0, marks & c4.CURLY_BRACKET > 0, c4.sentences(batch, judged), rules.sum(axis=1),
-            rules[:, c4.KEPT], *(rules[:, rule] for rule in removed),
+            marks & c4.LOREM_IPSUM > 0,
+            marks & c4.CURLY_BRACKET > 0,
+            c4.sentences(batch, judged),
+            rules.sum(axis=1),
+            rules[:, c4.KEPT],
+            *(rules[:, rule] for rule in removed),
         ]
         return dict(zip(FEATURES, values, strict=True))

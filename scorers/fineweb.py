@@ -29,12 +29,14 @@ class FineWeb(Scorer):
     max_list_ratio: float = Field(0.3, ge=0)
 
     def fields(self) -> pa.StructType:
-        return rule_struct({
-            "line_punct_ratio": "lines that end a sentence / lines",
-            "short_line_ratio": f"lines of at most {self.short_line_length} characters / lines",
-            "char_dup_ratio": "characters in lines that stood before / characters",
-            "list_ratio": "line breaks / words",
-        })
+        return rule_struct(
+            {
+                "line_punct_ratio": "lines that end a sentence / lines",
+                "short_line_ratio": f"lines of at most {self.short_line_length} characters / lines",
+                "char_dup_ratio": "characters in lines that stood before / characters",
+                "list_ratio": "line breaks / words",
+            }
+        )
 
     def score(self, batch: Batch) -> pa.StructArray:
         from transforms.characters import classes

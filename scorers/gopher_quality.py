@@ -74,7 +74,13 @@ class GopherQuality(Scorer):
         lines = count_line_marks(data, batch.offsets, classes())
         stop_words = word_counts.count_listed(batch.word_hashes, words.offsets, hash_words(self.stop_words))
         values = (
-            kinds[:, 0], ratio(kinds[:, 1], kinds[:, 0]), ratio(symbols[:, 0], total), ratio(symbols[:, 1], total),
-            ratio(lines[:, 1], lines[:, 0]), ratio(lines[:, 2], lines[:, 0]), ratio(kinds[:, 2], total), stop_words,
+            kinds[:, 0],
+            ratio(kinds[:, 1], kinds[:, 0]),
+            ratio(symbols[:, 0], total),
+            ratio(symbols[:, 1], total),
+            ratio(lines[:, 1], lines[:, 0]),
+            ratio(lines[:, 2], lines[:, 0]),
+            ratio(kinds[:, 2], total),
+            stop_words,
         )
         return dict(zip(FEATURES, values, strict=True))

@@ -70,8 +70,10 @@ class GopherRepetition(Scorer):
         total = np.add.reduceat(filled, lines.offsets[:-1], dtype=np.int64) if len(batch) else ends
         grams = count_repetition(data, words.start, words.end, words.offsets, batch.word_hashes)
         values = [
-            ratio(repeated + (ends == 2), total + ends), ratio(paragraphs, np.diff(offsets)),
-            ratio(characters, batch.characters), ratio(paragraph_characters, batch.characters),
+            ratio(repeated + (ends == 2), total + ends),
+            ratio(paragraphs, np.diff(offsets)),
+            ratio(characters, batch.characters),
+            ratio(paragraph_characters, batch.characters),
             *(ratio(column, batch.characters) for column in grams.T),
         ]
         return dict(zip(FEATURES, values, strict=True))

@@ -135,11 +135,16 @@ class Folder:
         ]
 
     @property
+    def mixtures(self) -> list[str]:
+        """Names of the recipe's mixtures; the held-out documents are one more, where it holds some out."""
+        return [*self.recipe.get("mix", {}), *([HELDOUT] if self.recipe.get("holdout") else [])]
+
+    @property
     def ledgers(self) -> list[str]:
         """Ledger files of the recipe's steps, whatever other recipes have left in the folder."""
         parts = {
             "scores": {n for _, n in self.sidecars},
-            "mix": {*self.recipe.get("mix", {}), HELDOUT},
+            "mix": self.mixtures,
             "sample": self.recipe.get("fit", {}),
             "clean": self.recipe.get("clean", {}),
         }
@@ -165,10 +170,8 @@ class Folder:
         }
 
     def manifests(self) -> dict[str, dict[str, Any]]:
-        names = [*self.recipe.get("mix", {}), HELDOUT]
-        return {
-            n: json.loads(f.read_text()) for n in names if (f := self.path / "mixtures" / n / "manifest.json").is_file()
-        }
+        files = {name: self.path / "mixtures" / name / "manifest.json" for name in self.mixtures}
+        return {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
 
     def trainings(self) -> Iterator[tuple[str, int, Path]]:
         """(mixture, seed, folder) of every training run that has begun."""

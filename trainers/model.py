@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Pre
 from trainers import attention
 from trainers.data import Batch
 from trainers.loss import token_losses
-from trainers.mixture import END, Corpus
+from trainers.mixture import Corpus, end_token
 
 
 class ModelConfig(BaseModel):
@@ -73,7 +73,8 @@ def save_model(model: PreTrainedModel, tokenizer: Path, folder: Path) -> None:
     model.config.use_cache = True  # for those who generate with it
     model.save_pretrained(folder)
     model.config.use_cache = False
-    fast = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer / "tokenizer.json"), bos_token=END, eos_token=END)
+    end = end_token(tokenizer)
+    fast = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer / "tokenizer.json"), bos_token=end, eos_token=end)
     fast.save_pretrained(folder)
 
 

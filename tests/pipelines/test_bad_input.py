@@ -410,7 +410,7 @@ def test_half_written_files_are_never_read_as_whole(tmp_path: Path, go: Go, reci
     for folder in ("index", "scores/fineweb", "signatures/exact", "dedupe/exact", "mixtures/all"):
         path = run / folder / "s" / "a.parquet"
         path.write_bytes(path.read_bytes()[:-20])
-        shutil.copy(path, f"{path}.0123.tmp")
+        shutil.copy(path, f"{path}.{'0' * 32}.tmp")
     (run / "scores/tokens/s/b.parquet").write_bytes(b"")
     code, summary, _ = go(recipe)
     assert code == 0 and summary["mixture_digest"] == expected and not list(run.rglob("*.tmp"))

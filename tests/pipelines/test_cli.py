@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -92,6 +93,24 @@ def test_sql_over_the_run(finished: tuple[Path, Any]) -> None:
     assert corpusmill("sql", f"{folder}/nothing", "SELECT 1").exit_code == 2
 
 
+def test_sql_json_keeps_every_column_and_is_valid(finished: tuple[Path, Any]) -> None:
+    query = "SELECT 1 AS a, 2 AS a, 3 AS a_1, 'nan'::DOUBLE AS x, [1.0, 'inf'::DOUBLE] AS l, '\\xAB'::BLOB AS b"
+    result = corpusmill("sql", f"{finished[0]}/run", query, "--json")
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no JSON")
+
+    found = json.loads(result.stdout.splitlines()[-1], parse_constant=refuse)
+    assert found["columns"] == ["a", "a_2", "a_1", "x", "l", "b"]
+    assert list(found["data"][0].values()) == [1, 2, 3, None, [1.0, None], "ab"]
+
+
+def test_sql_prints_columns_of_one_name_and_wide_rows(finished: tuple[Path, Any]) -> None:
+    query = "SELECT 11 AS a, 22 AS a, repeat('w', 150) AS wide"
+    printed = corpusmill("sql", f"{finished[0]}/run", query).stdout
+    assert any("11" in line and "22" in line and "w" * 150 in line for line in printed.splitlines())
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -122,6 +141,14 @@ def test_without_mixture_the_selection_is_the_end(toy: Toy, tmp_path: Path) -> N
     result = corpusmill("run", f"{tmp_path}/r.yaml", "--run", f"{tmp_path}/run", "--until", "select", "--json")
     summary = json.loads(result.stdout.splitlines()[-1])
     assert result.exit_code == 0 and summary["ledger"]["select"]["out"] == 136 and summary["mixtures"] == {}
+
+
+def test_one_step_keeps_the_parameters_that_are_not_given(finished: tuple[Path, Any], tmp_path: Path) -> None:
+    shutil.copytree(finished[0] / "run", tmp_path / "run")
+    result = corpusmill("mix", f"{tmp_path}/run", "--name", "curated", "--tokens", "5k")
+    recipe = yaml.safe_load((tmp_path / "run/recipe.yaml").read_text())
+    assert result.exit_code == 0, result.output
+    assert recipe["mix"]["curated"] == {"tokens": "5k", "weights": {"books": 2, "forum": 1}}
 
 
 def test_help_is_quick_and_loads_nothing_heavy() -> None:

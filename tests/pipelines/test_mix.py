@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipelines import shards, store
-from pipelines.mix import MixError, Mixture, Share, _asked, content, mix
+from pipelines.mix import MixError, Mixture, _asked, content, mix
 from pipelines.reading import Admission
 from pipelines.score import Column, Pass, ScoreSplit
 from pipelines.shards import Split
@@ -29,6 +29,7 @@ from trainers.mixture import open_mixture
 from transforms.draws import draws
 
 Mixed = Callable[..., dict[str, Any]]
+mix_of_the_module = mix
 
 
 def corpus(sizes: dict[str, int]) -> dict[str, list[dict[str, Any]]]:
@@ -256,15 +257,11 @@ def test_a_mixture_brings_its_tokenizer(mixed: Mixed, toy_tokenizer: Path, tmp_p
 
 
 def test_an_interrupted_remix_leaves_no_manifest(mixed: Mixed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No old one over new shards; and a finished one leaves no shard that it does not name."""
+    """No old one over new shards; and a finished one leaves no shard that it does not know."""
     calls: list[tuple[Any, ...]] = []
-
-    def noted(*given: Any) -> dict[str, Any]:
-        calls.append(given)
-        return mix(*given)
-
-    monkeypatch.setitem(mixed.__globals__, "mix", noted)
-    folder = Path(mixed()["folder"])
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "mix", lambda *given: calls.append(given) or mix_of_the_module(*given))
+        folder = Path(mixed()["folder"])
     context, tables, splits, name, _, where, *rest = calls[0]
     stray = folder / "gone" / "9-9.parquet"
     stray.parent.mkdir()
@@ -276,16 +273,20 @@ def test_an_interrupted_remix_leaves_no_manifest(mixed: Mixed, monkeypatch: pyte
     def stopped(*_: Any, **__: Any) -> None:
         raise StoppedError
 
-    smaller = Mixture(tokens=500)
-    with monkeypatch.context() as patch:
-        patch.setattr(Context, "graph", stopped)
-        mix(context, tables, splits, name, Mixture(), where, *rest)
-        assert not stray.exists() and (folder / "manifest.json").exists(), "nothing was to be done"
+    def remixed(mixture: Mixture) -> dict[str, Any]:
+        return mix(context, tables, splits, name, mixture, where, *rest)
+
     with monkeypatch.context() as patch:
         patch.setattr(Context, "run_splits", stopped)
-        patch.setattr("pipelines.mix.shares", lambda *_: {"a": Share(1, 1, 1, 7)})
         with pytest.raises(StoppedError):
-            mix(context, tables, splits, name, smaller, where, *rest)
-    assert not (folder / "manifest.json").exists()
-    mix(context, tables, splits, name, smaller, where, *rest)
-    assert (folder / "manifest.json").exists()
+            remixed(Mixture())
+        assert (folder / "manifest.json").exists() and stray.exists(), "no shard was to be replaced"
+        with pytest.raises(StoppedError):
+            remixed(Mixture(tokens=500))
+        assert not (folder / "manifest.json").exists()
+    manifest = remixed(Mixture(tokens=500))
+    assert store.read_json(f"{folder}/manifest.json") == manifest
+    assert not stray.exists()
+    assert {str(f.relative_to(folder)) for f in folder.rglob("*.parquet")} >= {
+        f["path"] for source in manifest["sources"].values() for f in source["files"]
+    }

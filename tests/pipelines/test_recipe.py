@@ -6,11 +6,14 @@ import errno
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import typer
+import yaml
 from typer.testing import CliRunner
 
-from pipelines.cli import _guarded
+from pipelines.cli import _guarded, app
 from pipelines.ledger import LedgerError
 from pipelines.recipe import FitTokenizer, Recipe, RecipeError, load, nearest, parse
 from pipelines.steps_alone import parameters
@@ -208,6 +211,15 @@ def test_failures_and_mistakes_are_one_line_and_bugs_are_not(error: Exception, c
     assert done.exit_code == code
     assert done.stderr == (f"error: {error}\n" if shown else "")
     assert isinstance(done.exception, SystemExit) == shown
+
+
+def test_nothing_readable_is_not_a_share(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"body": ["x"]}), tmp_path / "a.parquet")
+    recipe = {"name": "r", "sources": {"s": f"{tmp_path}/a.parquet"}, "quarantine": 1}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    done = CliRunner().invoke(app, ["run", f"{tmp_path}/r.yaml", "--run", f"{tmp_path}/run"])
+    assert done.exit_code == 3
+    assert "no shard can be read; nothing was done" in done.stderr and "the recipe allows" not in done.stderr
 
 
 def test_nearest_lists_what_there_is() -> None:

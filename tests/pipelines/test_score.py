@@ -30,7 +30,7 @@ class Length(Scorer):
     factor: int = 1
     lose: int = 0
     model: Path | None = None
-    more: dict[str, list[Path]] = {}
+    more: dict[str, list[Path]] | None = None
 
     def fields(self) -> pa.StructType:
         return pa.struct([pa.field("value", pa.int64(), nullable=False), pa.field("weight", pa.float64())])

@@ -134,6 +134,16 @@ def test_only_the_current_recipe_and_shards_appear(tmp_path):
     assert rows(Path(folder), "SELECT count(*) FROM ledger WHERE step LIKE '%gopher%'") == [(0,)]
 
 
+def test_documents_held_out_by_another_recipe_are_no_mixture(toy, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(toy, copy)
+    shutil.copytree(copy / "mixtures" / "curated", copy / "mixtures" / "heldout")
+    assert rows(copy, "SELECT count(*) FROM mixtures WHERE mixture = 'heldout'") == [(0,)]
+    held = (copy / "recipe.yaml").read_text().replace("holdout: null", "holdout: {share: 0.1}")
+    (copy / "recipe.yaml").write_text(held)
+    assert rows(copy, "SELECT count(*) > 0 FROM mixtures WHERE mixture = 'heldout'") == [(True,)]
+
+
 def test_what_is_not_there_yet_has_no_view(tmp_path):
     write(tmp_path / "books" / "0.parquet", [text(k) for k in range(20)])
     folder = str(tmp_path / "run")

@@ -104,7 +104,7 @@ def test_held_out_documents_are_dropped_as_such(tmp_path: Path) -> None:
     index = store.read_table(splits[0].sidecar(f"{context.run}/index"))
     store.write_sidecar(
         splits[0].sidecar(f"{context.run}/dedupe/exact"),
-        "k",
+        store.digest("b", splits[0].identity()),
         pa.table([index["row"], index["id"], clusters], ["row", "id", "exact"]),
         {},
     )
@@ -158,7 +158,8 @@ def test_a_sidecar_of_other_rows_is_refused(small: Any) -> None:
             "x": pa.array([{"s": 1.0}] * 5, kind),
         }
     )
-    store.write_sidecar(splits[0].sidecar(f"{context.run}/scores/x"), "k", bad, {})
+    key = store.digest("b", splits[0].identity())
+    store.write_sidecar(splits[0].sidecar(f"{context.run}/scores/x"), key, bad, {})
     tables = Tables(tables.run, "text", tables.admission, 0, tables.raw, {"x": Struct("scores/x", kind, "b")})
     with pytest.raises(MisalignedError, match=r"scores/x/s/a\.parquet holds 5 rows that are not the 5 documents"):
         Select(tables, {"c": "x.s > 0"})(splits[0])

@@ -6,49 +6,35 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipelines import store
 from pipelines.code import code_digest
 from pipelines.plan import model_folder
-from pipelines.recipe import FitFastText, FitTokenizer
 from pipelines.sample import Sample, draw
 from pipelines.shards import Split
 from pipelines.steps import Context
 from pipelines.tables import Tables
-
-Spec = FitTokenizer | FitFastText
+from trainers.fits import Fit, Wanted
 
 
 def fit(
-    context: Context, tables: Tables, splits: Sequence[Split], name: str, spec: Spec, documents: int
+    context: Context, tables: Tables, splits: Sequence[Split], name: str, spec: Fit, documents: int
 ) -> dict[str, Any]:
     """Fit one model into RUN/models/NAME unless it is current; returns {key, digest, seconds, reused}."""
     started = time.perf_counter()
     samples = _samples(context, tables, splits, name, spec, documents)
-    parts = [
-        table.column(2).to_numpy().tobytes() + "\0".join(table.column("id").to_pylist()).encode() for table in samples
-    ]
-    module = "trainers.fit_tokenizer" if isinstance(spec, FitTokenizer) else "trainers.fit_fasttext"
-    drawn = store.digest([part.hex() for part in parts])
+    drawn = [_digest(table) for table in samples.values()]
     bases = tables.base({tables.text})
-    key = store.digest(
-        spec.model_dump(), tables.seed, drawn, bases, sorted(s.identity() for s in splits), code_digest(module)
-    )
+    identities = sorted(s.identity() for s in splits)
+    code = code_digest(type(spec).__module__)
+    key = store.digest(spec.method, store.content(spec), tables.seed, drawn, bases, identities, code)
     path, folder = f"{context.run}/models/{name}.json", model_folder(context.run, name)
     held = store.read_json(path)
     if held and held["key"] == key and folder.is_dir() and store.folder_digest(str(folder)) == held["digest"]:
         return {**held, "reused": True}
-    texts = [table.column(tables.text).to_pylist() for table in samples]
-    if isinstance(spec, FitTokenizer):
-        from trainers.fit_tokenizer import fit_tokenizer
-
-        fit_tokenizer(texts[0], folder, spec.vocabulary)
-    else:
-        from trainers.fit_fasttext import FastTextParameters, fit_fasttext
-
-        good, other = texts
-        fit_fasttext(good, other, folder, FastTextParameters(**spec.parameters), tables.seed)
+    spec.fit(samples, folder, tables.seed)
     seconds = time.perf_counter() - started
     context.seconds[f"fit {name}"] = seconds
     made = {"key": key, "digest": store.folder_digest(str(folder)), "seconds": seconds}
@@ -57,15 +43,30 @@ def fit(
 
 
 def _samples(
-    context: Context, tables: Tables, splits: Sequence[Split], name: str, spec: Spec, documents: int
-) -> list[pa.Table]:
-    """What the model is fitted on. No document of a classifier's positives is among its random ones."""
-    if isinstance(spec, FitTokenizer):
-        whole = Sample(name, spec.where, weight="bytes", total=round(spec.megabytes * 1e6))
-        return [draw(context, tables, splits, whole, documents)]
-    wanted = Sample(f"{name}.positives", spec.positives, total=spec.documents)
-    positives = draw(context, tables, splits, wanted, documents)
-    last = positives.column("draw")[-1]
-    others = f"({spec.negatives}) AND NOT (({spec.positives}) AND draw <= {last})"
-    negatives = draw(context, tables, splits, Sample(f"{name}.negatives", others, total=spec.documents), documents)
-    return [positives, negatives]
+    context: Context, tables: Tables, splits: Sequence[Split], name: str, spec: Fit, documents: int
+) -> dict[str, pa.Table]:
+    """What the model is fitted on, by the names of its samples."""
+    wanted = spec.samples()
+    drawn: dict[str, pa.Table] = {}
+    for sample, want in wanted.items():
+        where = want.where
+        if want.without:
+            last = drawn[want.without].column("draw")[-1]
+            where = f"({where}) AND NOT (({wanted[want.without].where}) AND draw <= {last})"
+        label = name if len(wanted) == 1 else f"{name}.{sample}"
+        drawn[sample] = draw(context, tables, splits, _sample(label, where, want), documents)
+    return drawn
+
+
+def _sample(name: str, where: str, want: Wanted) -> Sample:
+    columns = tuple(want.columns.items())
+    if want.megabytes is not None:
+        return Sample(name, where, weight="bytes", total=round(want.megabytes * 1e6), columns=columns)
+    return Sample(name, where, total=want.documents or np.iinfo(np.int64).max, columns=columns)
+
+
+def _digest(table: pa.Table) -> str:
+    """Of the documents drawn and what came along with them; their text follows from the splits."""
+    drawn = table.column("draw").to_numpy().tobytes() + "\0".join(table.column("id").to_pylist()).encode()
+    values = [table.column(name).to_pylist() for name in table.column_names[4:]]
+    return store.digest(drawn.hex(), repr(values))

@@ -22,18 +22,18 @@ from pipelines.cuts import CUTS
 from pipelines.dedupe import FLAGS, Exact
 from pipelines.mix import Mixture
 from pipelines.near import Near
-from pipelines.recipe import CLEANING, MODELS, FitFastText, Recipe, RecipeError, explain, nearest
+from pipelines.recipe import CLEANING, MODELS, Recipe, RecipeError, explain, nearest
 from pipelines.score import Column
 from pipelines.select import SELECTION
 from pipelines.semantic import Semantic
 from pipelines.shards import Shard, type_text
 from pipelines.tables import Holdout, Struct, Tables
 from sql.expressions import Expression, ExpressionError, is_number
-from trainers.fit_fasttext import FastTextParameters
+from trainers import fits
+from trainers.fits import Fit
 
 METHODS: dict[str, Any] = {"exact": Exact, "minhash": Near, "semantic": Semantic}
 CLEAN: dict[str, Any] = {"lines": Lines, "substring": Substring}
-PACKAGES = {"fasttext": "fasttext", "tokenizer": "tokenizers", "tokens": "tokenizers", "train": "torch"}
 EXTRAS = {"fasttext": "fasttext", "tokenizers": "tokenizer", "torch": "trainer"}
 
 
@@ -63,15 +63,12 @@ class Plan:
             self._check_fitted(name)
             if not any(_is_fit(value) for value in given[name].values()):
                 self._column(name)
-        for name, spec in recipe.fit.items():
-            _require(f"fit.{name}", spec.method)
-            if isinstance(spec, FitFastText):
-                _made(f"fit.{name}.parameters", FastTextParameters, spec.parameters)
+        self.fits = {name: _fit(f"fit.{name}", parameters) for name, parameters in recipe.fit.items()}
         if recipe.train:
             for source in recipe.train.target or ():
                 if source not in recipe.sources:
                     raise RecipeError(f"train.target: no source {source!r}{nearest(source, recipe.sources)}")
-            _require("train", "train")
+            _require("train", "torch")
             if recipe.tokenizer and not _is_fit(recipe.tokenizer):
                 _check_tokenizer(recipe.tokenizer)
             if recipe.train.config:  # importing torch takes seconds
@@ -82,7 +79,7 @@ class Plan:
     def _column(self, name: str) -> Column:
         kind, parameters = self._parameters(name)
         field = "" if name == "tokens" and self.recipe.tokenizer else f"score.{name}."
-        _require(field.rstrip(".") or "tokenizer", kind)
+        _require(field.rstrip(".") or "tokenizer", scorers.find(kind).package)
         return Column(name, f"scores/{name}", _made(field.rstrip("."), scorers.find(kind), parameters))
 
     def _parameters(self, name: str) -> tuple[str, dict[str, Any]]:
@@ -94,7 +91,7 @@ class Plan:
 
     def _check_fitted(self, name: str) -> None:
         kind, parameters = self._parameters(name)
-        _require(f"score.{name}", kind)
+        _require(f"score.{name}", scorers.find(kind).package)
         fields = scorers.find(kind).model_fields
         for key in parameters:
             if key not in fields:
@@ -138,10 +135,11 @@ class Plan:
                 _check(f"clean.{name}.where", method.where, middle)
         known |= {name: Struct("", CUTS, "") for name in self.cleaning}
         middle = self._with(shards, raw, known)
-        for name, spec in self.recipe.fit.items():
-            for field in ("where", "positives", "negatives"):
-                if hasattr(spec, field):
-                    _check(f"fit.{name}.{field}", getattr(spec, field), middle)
+        for name, made in self.fits.items():
+            for sample, wanted in made.samples().items():
+                _check(f"fit.{name}.{_field(made, sample)}", wanted.where, middle)
+                for column, text in wanted.columns.items():
+                    _check(f"fit.{name}.{column}", text, middle, lambda kind: True)
         for name in self.fitted:
             kind, parameters = self._parameters(name)
             known[name] = Struct("", scorers.find(kind).model_construct(**parameters).fields(), "")
@@ -171,9 +169,19 @@ def _made(field: str, kind: type[BaseModel], parameters: dict[str, Any]) -> Any:
         raise RecipeError("\n".join(line.replace(".: ", ": ", 1) for line in lines)) from error
 
 
-def _require(field: str, kind: str) -> None:
+def _fit(field: str, given: dict[str, Any]) -> Fit:
+    kind = fits.find(given["method"])
+    _require(field, kind.package)
+    return _made(field, kind, {key: value for key, value in given.items() if key != "method"})
+
+
+def _field(fit: Fit, sample: str) -> str:
+    """The field of a fit that holds the condition of a sample: of its name, or `where`."""
+    return sample if sample in type(fit).model_fields else "where"
+
+
+def _require(field: str, package: str | None) -> None:
     """Raises RecipeError: the package that a scorer, a fit or the trainer needs is not installed."""
-    package = PACKAGES.get(kind)
     if package and importlib.util.find_spec(package) is None:
         extra = EXTRAS[package]
         raise RecipeError(f"{field}: needs the package {package}; pip install 'corpusmill[{extra}]'")

@@ -6,13 +6,14 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 import scorers
 from pipelines.reading import Admission
+from trainers import fits
 
 MODELS = "fit:"  # `fit:name` as a path means the model that the recipe's fit step of that name makes
 METHODS = ("exact", "minhash", "semantic")  # of dedupe
@@ -37,25 +38,6 @@ class RecipeError(ValueError):
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class FitTokenizer(_Strict):
-    """A byte-level BPE tokenizer of `vocabulary` tokens, from `megabytes` of documents where `where` holds."""
-
-    method: Literal["tokenizer"]
-    vocabulary: int = Field(8192, ge=257)
-    where: str = "true"
-    megabytes: float = Field(20, gt=0)
-
-
-class FitFastText(_Strict):
-    """A fastText classifier: documents where `positives` holds against a random draw where `negatives` holds."""
-
-    method: Literal["fasttext"]
-    positives: str
-    negatives: str = "true"
-    documents: int = Field(5000, ge=20, description="at most so many on each side")
-    parameters: dict[str, Any] = {}
 
 
 class HoldoutSpec(_Strict):
@@ -88,7 +70,7 @@ class Recipe(_Strict):
     dedupe: dict[str, dict[str, Any]] = {}
     clean: dict[str, dict[str, Any]] = {}
     holdout: HoldoutSpec | None = None
-    fit: dict[str, Annotated[FitTokenizer | FitFastText, Field(discriminator="method")]] = {}
+    fit: dict[str, dict[str, Any]] = {}
     select: dict[str, str] = {}
     tokenizer: str | None = None
     mix: dict[str, dict[str, Any]] = {}
@@ -138,6 +120,11 @@ class Recipe(_Strict):
         for name in self.dedupe:
             if name not in METHODS:
                 yield f"dedupe.{name}: no such method{nearest(name, METHODS)}"
+        for name, given in self.fit.items():
+            method = given.get("method")
+            if method not in fits.names():
+                what = f"no method {method!r}" if method else "`method` must be given"
+                yield f"fit.{name}: {what}{nearest(method, fits.names())}"
         for name in self.clean:
             if name not in CLEANING:
                 yield f"clean.{name}: no such method{nearest(name, CLEANING)}"
@@ -153,19 +140,21 @@ class Recipe(_Strict):
             yield "train.config.seed: each model has one of train.seeds; give those"
 
     def _models(self) -> Iterator[str]:
-        """Every `fit:NAME` names a fit step that makes what is wanted."""
-        named: list[tuple[str, Any, str | None]] = [("tokenizer", self.tokenizer, "tokenizer")]
+        """Every `fit:NAME` names a fit that makes what the scorer reads."""
+        named: list[tuple[str, Any, str]] = [("tokenizer", self.tokenizer, "tokens")]
         for name, given in self.score.items():
-            made = {"tokens": "tokenizer", "fasttext": "fasttext"}.get(given.get("scorer", name))
-            named += [(f"score.{name}.{key}", value, made) for key, value in given.items()]
-        for field, value, wanted in named:
+            named += [(f"score.{name}.{key}", value, given.get("scorer", name)) for key, value in given.items()]
+        for field, value, scorer in named:
             if not isinstance(value, str) or not value.startswith(MODELS):
                 continue
             fit = value.removeprefix(MODELS)
             if fit not in self.fit:
                 yield f"{field}: {value!r} is not under fit{nearest(fit, self.fit)}"
-            elif wanted and self.fit[fit].method != wanted:
-                yield f"{field}: {value!r} has the method {self.fit[fit].method!r}, expected {wanted!r}"
+                continue
+            method = self.fit[fit].get("method", "")
+            known = method in fits.names() and scorer in scorers.names()
+            if known and (made := fits.find(method).makes) != scorer:
+                yield f"{field}: {value!r} makes a model of {made!r}, not of {scorer!r}"
 
 
 def nearest(name: Any, known: Any) -> str:

@@ -116,7 +116,7 @@ def models(facts: Facts) -> Section | None:
         if not card and not made:
             continue
         held = card.get("holdout", {})
-        rows = [("method", spec.method), *card.get("parameters", {}).items()]
+        rows = [("method", spec["method"]), *card.get("parameters", {}).items()]
         rows += [(f"documents, {label}", f"{n:,}") for label, n in card.get("documents", {}).items()]
         if "auc" in held:
             error = held.get("auc_standard_error") or 0

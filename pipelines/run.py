@@ -171,7 +171,7 @@ class Run:
 
     def fit(self) -> None:
         """Fit models on seeded samples, then compute the columns that waited for them."""
-        for name, spec in self.recipe.fit.items():
+        for name, spec in self.plan.fits.items():
             self.fits[name] = fit(self.context, self.tables, self.splits, name, spec, self.documents)
         if self.plan.fitted:
             self.score(self.plan.fitted_columns())

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -37,24 +36,11 @@ class Column:
 
     def base(self) -> str:
         """What its keys depend on besides the split: code, parameters, and the content of files that these name."""
-        parameters = _content(dict(self.scorer), self.scorer.model_dump(mode="json"))
-        return store.digest(
-            self.name, type(self.scorer).__name__, parameters, code_digest(type(self.scorer).__module__)
-        )
+        kind = type(self.scorer)
+        return store.digest(self.name, kind.__name__, store.content(self.scorer), code_digest(kind.__module__))
 
     def schema(self) -> pa.Schema:
         return pa.schema([INDEX.field("row"), INDEX.field("id"), pa.field(self.name, self.scorer.fields())])
-
-
-def _content(value: Any, dumped: Any) -> Any:
-    """`dumped`, the JSON form of `value`, with the digest of its content for every path."""
-    if isinstance(value, Path):
-        return store.folder_digest(str(value))
-    if isinstance(value, Mapping):
-        return {key: _content(v, d) for v, (key, d) in zip(value.values(), dumped.items(), strict=True)}
-    if isinstance(value, list | tuple):
-        return [_content(v, d) for v, d in zip(value, dumped, strict=True)]
-    return dumped
 
 
 @dataclass(frozen=True)

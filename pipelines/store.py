@@ -11,13 +11,14 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel
 
 KEY = b"corpusmill.key"
 TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp$")  # the names that `commit` gives
@@ -184,6 +185,23 @@ def folder_digest(path: str) -> str:
         raise FileNotFoundError(f"no model at {path}")
     files = sorted(p for p in root.rglob("*") if p.is_file())
     return digest([(str(p.relative_to(root)), file_digest(str(p))) for p in files])
+
+
+def content(model: BaseModel) -> Any:
+    """A model's parameters in JSON form, with the digest of its content for every path."""
+    return _content(dict(model), model.model_dump(mode="json"))
+
+
+def _content(value: Any, dumped: Any) -> Any:
+    if isinstance(value, Path):
+        return folder_digest(str(value))
+    if isinstance(value, BaseModel):
+        return content(value)
+    if isinstance(value, Mapping):
+        return {key: _content(v, d) for v, (key, d) in zip(value.values(), dumped.items(), strict=True)}
+    if isinstance(value, list | tuple):
+        return [_content(v, d) for v, d in zip(value, dumped, strict=True)]
+    return dumped
 
 
 def remove_temporaries(folder: str) -> int:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 class Scorer(BaseModel):
-    """A scorer's parameters are its fields; ``name`` is the name of its module and of its struct column.
+    """A scorer's parameters are its fields; ``name`` is the name of its module and of its struct column, ``package``
+    what has to be installed besides the core.
 
     A scorer gives features and, where its source publishes thresholds, ``passed`` and ``reason`` (null where passed).
     It decides nothing: selection is SQL over its columns.
@@ -25,6 +26,7 @@ class Scorer(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: ClassVar[str]
+    package: ClassVar[str | None] = None
 
     def fields(self) -> pa.StructType:
         """The struct this scorer adds; units stand in the metadata of its fields."""

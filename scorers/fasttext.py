@@ -23,6 +23,7 @@ class FastText(Scorer):
     """
 
     name: ClassVar[str] = "fasttext"
+    package: ClassVar[str] = "fasttext"
     model: Path
     positive: str | None = None
 

@@ -30,6 +30,7 @@ class Tokens(Scorer):
     """
 
     name: ClassVar[str] = "tokens"
+    package: ClassVar[str] = "tokenizers"
     tokenizer: Path
 
     @field_validator("tokenizer")

@@ -8,15 +8,19 @@ from __future__ import annotations
 import ctypes
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from scorers.fasttext import one_line, probabilities
+from trainers.fits import Fit, Wanted
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 GOOD, OTHER = "__label__good", "__label__other"
 LABEL = re.compile(r"(?<!\S)__label__\S*")
@@ -35,6 +39,30 @@ class FastTextParameters(BaseModel):
     min_count: int = Field(2, ge=1)
     characters: int = Field(20_000, ge=1, description="of each document, the first so many are learned from")
     zero_end_of_sentence: bool = True  # fastText's </s> feature carries length, not quality
+
+
+class FitFastText(Fit):
+    """A fastText classifier: documents where `positives` holds against a random draw where `negatives` holds."""
+
+    method: ClassVar[str] = "fasttext"
+    makes: ClassVar[str] = "fasttext"
+    package: ClassVar[str] = "fasttext"
+    positives: str
+    negatives: str = "true"
+    documents: int = Field(5000, ge=20, description="at most so many on each side")
+    parameters: FastTextParameters = FastTextParameters.model_validate({})
+
+    def samples(self) -> dict[str, Wanted]:
+        """No document of the positives is among the random ones."""
+        positives = Wanted(self.positives, documents=self.documents)
+        return {
+            "positives": positives,
+            "negatives": Wanted(self.negatives, documents=self.documents, without="positives"),
+        }
+
+    def fit(self, samples: Mapping[str, pa.Table], out: Path, seed: int) -> dict[str, Any]:
+        good, other = (samples[name].column("text").to_pylist() for name in ("positives", "negatives"))
+        return fit_fasttext(good, other, out, self.parameters, seed)
 
 
 def fit_fasttext(

@@ -3,10 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from trainers.fits import Fit, Wanted
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 END = "<|endoftext|>"
+
+
+class FitTokenizer(Fit):
+    """A byte-level BPE tokenizer of `vocabulary` tokens, from `megabytes` of documents where `where` holds."""
+
+    method: ClassVar[str] = "tokenizer"
+    makes: ClassVar[str] = "tokens"
+    package: ClassVar[str] = "tokenizers"
+    vocabulary: int = Field(8192, ge=257)
+    where: str = "true"
+    megabytes: float = Field(20, gt=0)
+
+    def samples(self) -> dict[str, Wanted]:
+        return {"documents": Wanted(self.where, megabytes=self.megabytes)}
+
+    def fit(self, samples: Mapping[str, pa.Table], out: Path, seed: int) -> dict[str, Any]:
+        texts = samples["documents"].column("text").to_pylist()
+        fit_tokenizer(texts, out, self.vocabulary)
+        return {"vocabulary": self.vocabulary, "documents": len(texts)}
 
 
 def fit_tokenizer(texts: Iterable[str], out: Path, vocabulary: int = 8192) -> Path:

@@ -98,6 +98,16 @@ def test_every_part_may_use_what_is_there_by_then(folder: Path, toy_tokenizer: P
             "fit.f.positives: 'late' is string, expected true or false",
         ),
         (
+            {"fit": {"f": {"method": "tokenizer", "vocabulry": 5}}},
+            "fit.f.vocabulry: no such key; did you mean 'vocabulary'?",
+        ),
+        (
+            {"fit": {"f": {"method": "tokenizer", "vocabulary": 5}}},
+            "fit.f.vocabulary: Input should be greater than or equal to 257",
+        ),
+        ({"fit": {"f": {"method": "fasttext"}}}, "fit.f.positives: must be given"),
+        ({"fit": {"f": {"method": "fasttext", "positives": None}}}, "fit.f.positives: Input should be a valid string"),
+        (
             {"fit": {"f": {"method": "fasttext", "positives": "true", "parameters": {"dims": 3}}}},
             "fit.f.parameters.dims: no such key; did you mean 'dim'?",
         ),

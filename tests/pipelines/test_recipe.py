@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from pipelines.cli import _guarded, app
 from pipelines.ledger import LedgerError
-from pipelines.recipe import FitTokenizer, Recipe, RecipeError, load, nearest, parse
+from pipelines.recipe import Recipe, RecipeError, load, nearest, parse
 from pipelines.steps_alone import parameters
 
 GOOD: dict[str, Any] = {
@@ -53,7 +53,7 @@ def mistake(given: dict[str, Any]) -> str:
 def test_a_good_recipe_and_its_defaults() -> None:
     recipe = parse(GOOD)
     assert recipe.score["fineweb"] == {} and recipe.train and recipe.train.seeds == [0, 1, 2]
-    assert isinstance(recipe.fit["tokenizer"], FitTokenizer)
+    assert recipe.fit["tokenizer"]["method"] == "tokenizer"
     assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe, "RUN/recipe.yaml can be run again"
 
 
@@ -70,19 +70,11 @@ def test_a_good_recipe_and_its_defaults() -> None:
         ("holdout.shar", 0.1, "holdout.shar: no such key; did you mean 'share'?"),
         ("holdout.share", 1.5, "holdout.share: Input should be less than 1 (given: 1.5)"),
         ("holdout.clusters", "exakt", "holdout.clusters: 'exakt' is not under dedupe; did you mean 'exact'?"),
-        ("fit.tokenizer.vocabulry", 5, "fit.tokenizer.vocabulry: no such key; did you mean 'vocabulary'?"),
-        (
-            "fit.tokenizer.vocabulary",
-            5,
-            "fit.tokenizer.vocabulary: Input should be greater than or equal to 257 (given: 5)",
-        ),
         (
             "fit.tokenizer.method",
             "tokenzier",
-            "fit.tokenizer: expected 'tokenizer' or 'fasttext' (given: 'tokenzier'); did you mean 'tokenizer'?",
+            "fit.tokenizer: no method 'tokenzier'; did you mean 'tokenizer'?",
         ),
-        ("fit.quality.positives", None, "fit.quality.positives: Input should be a valid string (given: None)"),
-        ("fit.quality", {"method": "fasttext"}, "fit.quality.positives: must be given"),
         ("score.finweb", {}, "score.finweb: no scorer 'finweb'; did you mean 'fineweb'?"),
         ("score.quality.scorer", "fastext", "score.quality: no scorer 'fastext'; did you mean 'fasttext'?"),
         ("score.quality.scorer", 7, "score.quality: no scorer 7; there is c4, "),
@@ -94,7 +86,7 @@ def test_a_good_recipe_and_its_defaults() -> None:
         (
             "score.quality.model",
             "fit:tokenizer",
-            "score.quality.model: 'fit:tokenizer' has the method 'tokenizer', expected 'fasttext'",
+            "score.quality.model: 'fit:tokenizer' makes a model of 'tokens', not of 'fasttext'",
         ),
         (
             "score.source",
@@ -115,7 +107,7 @@ def test_a_good_recipe_and_its_defaults() -> None:
         ("sources", {}, "sources: Dictionary should have at least 1 item after validation, not 0 (given: {})"),
         ("dedupe.exakt", {}, "dedupe.exakt: no such method; did you mean 'exact'?"),
         ("tokenizer", None, "tokenizer: mixtures are weighed in tokens; give a tokenizer.json"),
-        ("tokenizer", "fit:quality", "tokenizer: 'fit:quality' has the method 'fasttext', expected 'tokenizer'"),
+        ("tokenizer", "fit:quality", "tokenizer: 'fit:quality' makes a model of 'fasttext', not of 'tokens'"),
         ("text", "id", "text: 'id' is a column that corpusmill adds itself"),
         ("mix.heldout", {}, "mix: 'heldout' means the documents held out; choose another name"),
         ("select.holdout", "true", "select: 'holdout' means the documents held out"),

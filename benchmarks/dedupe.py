@@ -4,7 +4,7 @@
 
 Speed: both sides read the same shards and write the documents that stay (`fineweb` parameters: 14 bands of 8 rows, word
 5-grams), as commands of their own, imports and worker starts included, one after the other. datatrove has two worker
-processes; corpusmill runs in one, as 100 MB take it less time than a worker takes to start (--workers for more). The
+processes; corpusmill runs in one, as 300 MB take it hardly more time than workers take to start (--workers for more). The
 ratio of processor seconds is given too: other work on the machine counts little for it.
 
 Accuracy: pairs of documents and their edited copies (words replaced or inserted, paragraphs in another order, the end
@@ -240,6 +240,20 @@ def accuracy(labels: np.ndarray, planted: Planted) -> dict[str, float]:
     }
 
 
+def differences(mine: np.ndarray, theirs: np.ndarray, planted: Planted) -> dict[str, list[float]]:
+    """Recall and precision of ours less the peer's: estimate, and 95 % of 2,000 bootstraps over the pairs."""
+    u, v = planted.pairs.T
+    joined, true = np.stack([mine[u] == mine[v], theirs[u] == theirs[v]]), planted.jaccard >= FINEWEB.threshold
+    draw = np.random.default_rng(0)
+    weights = np.vstack([np.ones(len(true), int), draw.multinomial(len(true), np.full(len(true), 1 / len(true)), 2000)])
+    hits = (joined & true) @ weights.T  # [tools, 1 + bootstraps]
+    result = {}
+    for name, whole in (("recall", true @ weights.T), ("precision", joined @ weights.T)):
+        difference = np.subtract(*(hits / whole))
+        result[f"{name}_less_peer"] = [float(difference[0]), *map(float, np.quantile(difference[1:], [0.025, 0.975]))]
+    return result
+
+
 def b_cubed(labels: np.ndarray, planted: Planted, true: np.ndarray) -> float:
     """F1 of B-cubed precision and recall (Bagga and Baldwin 1998) against the pairs that are near duplicates."""
     truth = np.arange(len(labels))
@@ -265,8 +279,8 @@ def measure_accuracy(pairs: int, python: Path, scratch: Path) -> dict[str, Any]:
     here.mkdir(), there.mkdir()
     ours(f"{shards}/*.parquet", here, 1)
     peer(python, shards, there, 2)
-    mine = accuracy(clusters_ours(here, len(planted.texts)), planted)
-    theirs = accuracy(clusters_peer(there, len(planted.texts)), planted)
+    labels, peers = clusters_ours(here, len(planted.texts)), clusters_peer(there, len(planted.texts))
+    mine, theirs = accuracy(labels, planted), accuracy(peers, planted)
     library = accuracy(clusters_datasketch(planted.texts), planted)
     expected = np.array([FINEWEB.recall(s) for s in planted.jaccard])
     true = planted.jaccard >= FINEWEB.threshold
@@ -274,6 +288,7 @@ def measure_accuracy(pairs: int, python: Path, scratch: Path) -> dict[str, Any]:
         **mine,
         **{f"peer_{k}": v for k, v in theirs.items()},
         **{f"datasketch_{k}": v for k, v in library.items()},
+        **differences(labels, peers, planted),
         "expected_found": float(expected.mean()),
         "expected_recall": float(expected[true].mean()),
         "near_duplicates": int(true.sum()),
@@ -290,6 +305,9 @@ def show(result: dict[str, Any]) -> None:
         values = [result[p + name] for p in ("", "peer_", "datasketch_")]
         table.add_row(name, *(f"{v:.4g}" for v in values), f"{result.get(f'expected_{name}', ''):.4}")
     console.print(table)
+    for name in ("recall", "precision"):
+        found, low, high = result[f"{name}_less_peer"]
+        console.print(f"{name} less datatrove's: {found:+.4f}, 95 % of bootstraps from {low:+.4f} to {high:+.4f}")
     console.print(
         f"{result['documents']} documents, {result['megabytes']:.1f} MB: corpusmill "
         f"{statistics.median(result['seconds']):.1f} s (keeps {result['kept']}), datatrove "
@@ -314,9 +332,9 @@ def copy_shards(pattern: str, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", help="glob of Parquet shards with a column text; a sample corpus is made without")
-    parser.add_argument("--megabytes", type=float, default=100, help="size of that sample corpus")
+    parser.add_argument("--megabytes", type=float, default=300, help="size of that sample corpus")
     parser.add_argument("--repeats", type=int, default=1, help="pairs of whole jobs")
-    parser.add_argument("--pairs", type=int, default=4000, help="planted pairs")
+    parser.add_argument("--pairs", type=int, default=10_000, help="planted pairs")
     parser.add_argument("--workers", type=int, default=1, help="worker processes of corpusmill")
     parser.add_argument("--json", action="store_true", help="print the JSON line alone")
     parser.add_argument("--peer-python", type=Path, help="interpreter of an environment with datatrove 0.10 and spaCy")

@@ -21,16 +21,16 @@ def code_digest(module: str) -> str:
         name = todo.pop()
         if name in seen:
             continue
-        tree, seen[name] = _parsed(_source(name))
-        todo += _imports(tree, name)
+        seen[name], imported = _parsed(_source(name), name)
+        todo += imported
     return store.digest(sorted(seen.items()))
 
 
 @cache
-def _parsed(text: str) -> tuple[ast.Module, str]:
-    """A module's syntax tree without docstrings, and its digest."""
+def _parsed(text: str, module: str) -> tuple[str, list[str]]:
+    """Digest of a module's syntax tree without docstrings, and our modules that it imports."""
     tree = _without_docstrings(ast.parse(text))
-    return tree, store.digest(ast.dump(tree))
+    return store.digest(ast.dump(tree)), _imports(tree, module)
 
 
 def _source(module: str) -> str:

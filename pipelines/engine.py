@@ -32,10 +32,11 @@ __all__ = [
     "JobFailed",
     "Metrics",
     "Plan",
-    "balanced",
     "deal",
     "guard_against_lost_elements",
     "import_path",
+    "is_local",
+    "job_failed",
     "own_temporary_folder",
     "quiet",
     "resolve",
@@ -138,7 +139,7 @@ def run_graph(
             result = pipeline.run()
             state = result.wait_until_finish() or result.state
         except Exception as error:
-            raise _job_failed(error, label) from error
+            raise job_failed(error, label) from error
         if state != "DONE":
             raise JobFailed(f"{label or 'graph'}: the engine ended it as {state}; its own log says why")
         return _metrics(result, plan.runner, state, time.monotonic() - started)
@@ -187,6 +188,11 @@ def resolve(options: Sequence[str], workers: int = 1, label: str = "") -> Plan:
     return Plan(runner, [*flags, *local], processes)
 
 
+def is_local(options: Sequence[str]) -> bool:
+    """Whether the options leave the work on this machine, with FnApiRunner."""
+    return resolve(options).runner == "FnApiRunner"
+
+
 def deal(elements: Sequence[Any], sizes: Sequence[int], workers: int) -> beam.PTransform:
     """A source of `elements`, dealt out so that the sums of `sizes` of all worker processes are about equal.
 
@@ -198,12 +204,6 @@ def deal(elements: Sequence[Any], sizes: Sequence[int], workers: int) -> beam.PT
 
     rounds = itertools.zip_longest(*_hands(elements, sizes, workers))  # None fills shorter hands: the turns stay right
     return beam.Create([e for turn in rounds for e in turn]) | beam.Filter(_is_element)
-
-
-def balanced(elements: Sequence[Any], sizes: Sequence[int], workers: int) -> list[Any]:
-    """The elements in the order in which `deal` hands them out."""
-    rounds = itertools.zip_longest(*_hands(elements, sizes, workers))
-    return [e for turn in rounds for e in turn if _is_element(e)]
 
 
 def _hands(elements: Sequence[Any], sizes: Sequence[int], workers: int) -> list[list[Any]]:
@@ -300,7 +300,7 @@ def _process_runner(options: PipelineOptions) -> Any:
     )
 
 
-def _job_failed(error: Exception, label: str) -> JobFailed:
+def job_failed(error: Exception, label: str) -> JobFailed:
     """One line for a failed graph: what was raised, where in whose code, in which step.
 
     An exception in this process comes as itself, one in another process as the text of its traceback.

@@ -53,6 +53,6 @@ def export(context: Context, tables: Tables, splits: Sequence[Split], folder: st
     target = folder if store.is_remote(folder) else str(Path(folder).resolve())
     base = store.digest(tables.base({"selection", tables.text}), code_digest(__name__))
     write = beam.ParDo(MapSplit(context.run, "export", target, base, Export(tables)))
-    records = context.run_splits("export", splits, write)
+    records = context.run_splits("export", splits, write, copies=True)
     ledger.check("export", splits, records)
     return records

@@ -198,7 +198,7 @@ def _buckets(context: Context, parts: Sequence[Part], method: Near, scratch: Scr
     documents = sum(p.documents for p in parts)
     ranges = max(1, -(-documents // COLUMN_ROWS))
     partitions = (method.sketch().bands + (method.verify is not None)) * ranges
-    local = not any(option.startswith("--runner") for option in context.options)
+    local = engine.is_local(context.options)
     together = max(1, SHUFFLE_ROWS * ranges // max(documents, 1)) if local else partitions
     files: list[File] = []
     for first in range(0, partitions, together):

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,17 +117,7 @@ class Run:
         names = {(s.source, s.name) for s in known}
         new = [s for s in found if (s.source, s.name) not in names]
         if new:
-            text = self.recipe.text
-            items = self.context.graph(
-                "scan",
-                lambda p: (
-                    p
-                    | "Shards" >> engine.deal(new, [s.size + 1 for s in new], self.context.workers)
-                    | beam.Map(_scan, text)
-                ),
-                len(new),
-                len(new),
-            )
+            items = self._scanned(new)
             if len(items) != len(new):
                 raise ledger.LedgerError(f"scan: {len(new)} shards were sent and {len(items)} came back; run again")
             known += shards.from_json(items)
@@ -136,6 +127,14 @@ class Run:
                 log.warning("quarantined %s: %s", shard.path, shard.cause)
         store.write_json(path, shards.to_json(self.shards))
         store.write_json(f"{self.folder}/scan.json", key)
+
+    def _scanned(self, new: list[Shard]) -> list[dict[str, Any]]:
+        scan = partial(_scan, text=self.recipe.text)
+        if engine.is_local(self.context.options):
+            return self.context.here("scan", new, scan)
+        sizes = [s.size + 1 for s in new]
+        deal = engine.deal(new, sizes, self.context.workers)
+        return self.context.graph("scan", lambda p: p | "Shards" >> deal | beam.FlatMap(scan), len(new))
 
     def score(self, columns: dict[str, Column] | None = None) -> None:
         """One scoring pass: index, signatures and the scorers that wait for no fit, or the columns given."""
@@ -226,8 +225,8 @@ class Run:
                 ledger.chain(sound, mine)
 
 
-def _scan(shard: Shard, text: str) -> dict[str, Any]:
-    return shards.to_json([shards.scan(shard, text)])[0]
+def _scan(shard: Shard, text: str) -> list[dict[str, Any]]:
+    return shards.to_json([shards.scan(shard, text)])
 
 
 def run(

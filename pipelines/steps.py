@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,10 +16,7 @@ from pipelines import engine, ledger, progress, store
 from pipelines.ledger import Record
 from pipelines.shards import Split
 
-# Less than this is done in the launcher, since workers take 2 s to start: documents of which sidecars are
-# read, bytes of text that are read to choose or copy documents.
-LIGHT_ROWS = 1_000_000
-LIGHT_BYTES = 256 << 20
+LIGHT_ROWS = 1_000_000  # of fewer documents sidecars are read in the launcher: worker processes take 2 s to start
 
 
 @dataclass
@@ -56,6 +53,20 @@ class Context:
             raise ledger.LedgerError(f"step {label}: the engine ended without a result; run again")
         return result
 
+    def here(self, label: str, elements: Sequence[Any], process: Callable[[Any], Iterable[Any]]) -> list[Any]:
+        """What `process` gives for each element, found in this process by `workers` threads.
+
+        For work that is Arrow's, DuckDB's or the disk's, which threads share as well as processes do.
+        """
+        started = time.perf_counter()
+        with progress.follow(self.run, label, len(elements)), ThreadPoolExecutor(self.workers) as pool:
+            try:
+                found = list(pool.map(lambda element: list(process(element)), elements))
+            except Exception as error:
+                raise engine.job_failed(error, label) from error
+        self.seconds[label] = self.seconds.get(label, 0.0) + time.perf_counter() - started
+        return [item for items in found for item in items]
+
     def deal(self, splits: Sequence[Split], elements: Sequence[Any] | None = None) -> beam.PTransform:
         """A source of splits (or of an element for each) that keeps all workers busy."""
         return engine.deal(
@@ -71,6 +82,7 @@ class Context:
         Args:
             transform: its DoFn tells by `held(split)` the records of a split that is committed, or None.
             text: whether it reads more than sidecars. copies: it reads text only to choose or copy documents.
+            Local runs do light work and copies in the launcher.
         """
         if not splits:
             return []
@@ -80,9 +92,11 @@ class Context:
         items = [item for records in held if records is not None for item in records]
         todo = [split for split, records in zip(splits, held, strict=True) if records is None]
         if todo:
-            light = not text or (copies and sum(s.text_bytes for s in todo) < LIGHT_BYTES)
-            rows = sum(s.rows for s in todo) if light else None
-            items += self.graph(label, lambda p: p | "Splits" >> self.deal(todo) | label >> transform, len(todo), rows)
+            light = copies or (not text and sum(s.rows for s in todo) < LIGHT_ROWS)
+            if light and engine.is_local(self.options):
+                items += self.here(label, todo, transform.fn.process)
+            else:
+                items += self.graph(label, lambda p: p | "Splits" >> self.deal(todo) | label >> transform, len(todo))
         return self.settle(splits, [Record(**item) for item in items], transform.fn.steps)
 
     def settle(self, splits: Sequence[Split], records: list[Record], steps: Sequence[str]) -> list[Record]:

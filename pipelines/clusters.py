@@ -24,7 +24,7 @@ from pipelines import engine, ledger, store
 from pipelines.shards import Split
 from pipelines.steps import Context
 from transforms.components import Edges, clustered, edges_digest, flatten, large_star, mirror, orient, small_star, union
-from transforms.draws import mix64
+from transforms.draws import mix64, ranges
 
 IN_PROCESS = 100_000_000  # nodes: 0.9 GB
 EDGE_ROWS = 4_000_000  # edges to a partition of the shuffle: 64 MB
@@ -140,7 +140,7 @@ class ByHash:
     partitions: int
 
     def __call__(self, key: np.ndarray) -> np.ndarray:
-        return (((mix64(key) >> np.uint64(32)) * np.uint64(self.partitions)) >> np.uint64(32)).astype(np.int64)
+        return ranges(mix64(key), self.partitions)
 
 
 @dataclass(frozen=True)

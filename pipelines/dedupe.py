@@ -28,6 +28,7 @@ from pipelines.signatures import ExactSignature
 from pipelines.steps import Context
 from pipelines.tables import MisalignedError, Struct, Tables
 from sql.expressions import Expression, evaluate
+from transforms.draws import ranges
 
 PARTITION_DOCUMENTS = 200_000  # one partition of the shuffle, about 20 MB in the worker that decides it
 BLOCK = tuple[int, pa.RecordBatch]  # what the shuffles carry, under the Arrow coder
@@ -71,12 +72,8 @@ def exact(
     """Flag the exact duplicates of all splits; returns the new column and the step's records."""
     splits = sorted(splits, key=lambda s: (s.source, s.shard, s.first_group))
     struct = Struct("dedupe/exact", FLAGS, base(tables, method, splits))
-    folder = f"{context.run}/{struct.folder}"
-    held = {s: store.committed(s.sidecar(folder), store.digest(struct.base, s.identity())) for s in splits}
-    if all(record is not None for record in held.values()):
-        return struct, context.settle(
-            splits, [Record(**{**r, "reused": True}) for r in held.values() if r], ["dedupe:exact"]
-        )
+    if (held := context.held("dedupe:exact", splits, struct.folder, struct.base)) is not None:
+        return struct, held
     partitions = max(1, -(-documents // PARTITION_DOCUMENTS))
 
     def build(pipeline: beam.Pipeline) -> beam.PCollection:
@@ -121,7 +118,7 @@ class KeyBlocks(beam.DoFn):
         best, start = _best_first(pa.table(columns))
         candidates = best.take(pa.array(start)).append_column("count", pa.array(np.diff(start, append=table.num_rows)))
         high = candidates.column("high").to_numpy()
-        partition = (((high >> np.uint64(32)) * np.uint64(self.partitions)) >> np.uint64(32)).astype(np.int64)
+        partition = ranges(high, self.partitions)
         edges = np.flatnonzero(np.diff(partition, prepend=-1, append=-1))  # candidates are in order of high
         for first, end in pairwise(edges):
             yield int(partition[first]), candidates.slice(first, end - first).combine_chunks().to_batches()[0]
@@ -130,13 +127,13 @@ class KeyBlocks(beam.DoFn):
 def _best_first(table: pa.Table) -> tuple[pa.Table, np.ndarray]:
     """Documents in order of hash, the survivor first of each hash, and where in it each hash begins."""
     table = table.take(pc.sort_indices(table, sort_keys=BEST_FIRST)).combine_chunks()
-    return table, _starts(table.column("high").to_numpy(), table.column("low").to_numpy())
+    return table, starts(table.column("high").to_numpy(), table.column("low").to_numpy())
 
 
-def _starts(high: np.ndarray, low: np.ndarray) -> np.ndarray:
-    """int64 [different hashes]: where each begins in hashes that are in order."""
-    differs = np.ones(len(high), bool)
-    differs[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+def starts(*keys: np.ndarray) -> np.ndarray:
+    """int64 [different keys]: where each begins in keys, of one or more columns, that are in order."""
+    differs = np.ones(len(keys[0]), bool)
+    differs[1:] = np.any([key[1:] != key[:-1] for key in keys], axis=0)
     return np.flatnonzero(differs)
 
 
@@ -204,7 +201,7 @@ class WriteFlags(beam.DoFn):
         hashes = signatures.column(2).combine_chunks()
         high, low = hashes.field("high").to_numpy(), hashes.field("low").to_numpy()
         order = np.lexsort((low, high))
-        start = _starts(high[order], low[order])
+        start = starts(high[order], low[order])
         answers = answers.take(pc.sort_indices(answers, sort_keys=BEST_FIRST[:2]))
         asked, answered = (
             (high[order[start]], low[order[start]]),

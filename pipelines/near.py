@@ -33,6 +33,7 @@ from pipelines.steps import Context
 from pipelines.tables import Struct, Tables
 from sql.expressions import Expression
 from transforms.components import bucket_stars
+from transforms.draws import ranges
 from transforms.minhash import PRESETS, MinHash
 
 COLUMN_ROWS = 4_000_000  # rows of one band in a partition of the shuffle: 64 MB, 200 MB at work
@@ -109,12 +110,8 @@ def near(
     splits = sorted(splits, key=lambda s: (s.source, s.name))
     parts, older = _parts(context, splits, method)
     struct = Struct("dedupe/minhash", FLAGS, _base(tables, method, splits, older))
-    folder = f"{context.run}/{struct.folder}"
-    held = {s: store.committed(s.sidecar(folder), store.digest(struct.base, s.identity())) for s in splits}
-    if all(record is not None for record in held.values()):
-        return struct, context.settle(
-            splits, [Record(**{**r, "reused": True}) for r in held.values() if r], ["dedupe:minhash"]
-        )
+    if (held := context.held("dedupe:minhash", splits, struct.folder, struct.base)) is not None:
+        return struct, held
     scratch = Scratch(f"{context.run}/scratch/minhash")
     scratch.discard()
     files = _buckets(context, parts, method, scratch)
@@ -196,13 +193,13 @@ def _buckets(context: Context, parts: Sequence[Part], method: Near, scratch: Scr
         LedgerError: another number of rows arrived than was sent.
     """
     documents = sum(p.documents for p in parts)
-    ranges = max(1, -(-documents // COLUMN_ROWS))
-    partitions = (method.sketch().bands + (method.verify is not None)) * ranges
+    count = max(1, -(-documents // COLUMN_ROWS))
+    partitions = (method.sketch().bands + (method.verify is not None)) * count
     local = engine.is_local(context.options)
-    together = max(1, SHUFFLE_ROWS * ranges // max(documents, 1)) if local else partitions
+    together = max(1, SHUFFLE_ROWS * count // max(documents, 1)) if local else partitions
     files: list[File] = []
     for first in range(0, partitions, together):
-        key = KeyBuckets(range(first, min(first + together, partitions)), ranges, scratch)
+        key = KeyBuckets(range(first, min(first + together, partitions)), count, scratch)
 
         def build(pipeline: beam.Pipeline, key: KeyBuckets = key) -> beam.PCollection:
             return (
@@ -248,8 +245,7 @@ class KeyBuckets(beam.DoFn):
             star, key, centre = bucket_stars(key, node)
             if band * self.ranges in self.partitions:  # a band's stars are written once
                 edges.append(star)
-            partition = (((key >> np.uint64(32)) * np.uint64(self.ranges)) >> np.uint64(32)).astype(np.int64)
-            partition += band * self.ranges
+            partition = ranges(key, self.ranges) + band * self.ranges
             mine = slice(*np.searchsorted(partition, [self.partitions.start, self.partitions.stop]))
             sent += len(partition[mine])
             yield from blocks(partition[mine], {"hash": key[mine], "node": centre[mine]})

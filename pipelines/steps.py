@@ -99,6 +99,14 @@ class Context:
                 items += self.graph(label, lambda p: p | "Splits" >> self.deal(todo) | label >> transform, len(todo))
         return self.settle(splits, [Record(**item) for item in items], transform.fn.steps)
 
+    def held(self, step: str, splits: Sequence[Split], folder: str, base: str) -> list[Record] | None:
+        """The step's records where the sidecars of all splits are committed and current, else None."""
+        keys = {s: store.digest(base, s.identity()) for s in splits}
+        records = [store.committed(s.sidecar(f"{self.run}/{folder}"), key) for s, key in keys.items()]
+        if any(record is None for record in records):
+            return None
+        return self.settle(splits, [Record(**{**record, "reused": True}) for record in records if record], [step])
+
     def settle(self, splits: Sequence[Split], records: list[Record], steps: Sequence[str]) -> list[Record]:
         """Check the records of `steps` against the splits that were sent, and write them to the ledger.
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from pipelines import engine, ledger, store
 from pipelines.clusters import BLOCK, ByHash, File, Part, Scratch, blocks, read_edges
-from pipelines.dedupe import FLAGS
+from pipelines.dedupe import FLAGS, starts
 from pipelines.ledger import Record
 from pipelines.shards import Split
 from pipelines.steps import Context, MapSplit
@@ -110,7 +110,7 @@ class Candidates(beam.DoFn):
             }
         )
         table = table.take(pc.sort_indices(table, sort_keys=BEST_FIRST)).combine_chunks()
-        start = _starts(table.column("root").to_numpy())
+        start = starts(table.column("root").to_numpy())
         columns = {n: table.column(n).take(pa.array(start)) for n in table.column_names}
         columns["content"] = np.minimum.reduceat(table.column("content").to_numpy(), start)
         columns["count"] = np.diff(start, append=len(node))
@@ -125,11 +125,6 @@ class Candidates(beam.DoFn):
         return pc.fill_null(priority, -np.inf)
 
 
-def _starts(key: np.ndarray) -> np.ndarray:
-    """int64 [different keys]: where each begins in keys that are in order."""
-    return np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]]))
-
-
 class Decide(beam.DoFn):
     """All candidates of one partition -> (part, block of its roots: the survivor here, size and name of the cluster).
 
@@ -141,7 +136,7 @@ class Decide(beam.DoFn):
         table = table.take(pc.sort_indices(table, sort_keys=BEST_FIRST))
         names = ("root", "part", "place", "count", "content", "older")
         root, part, place, count, content, older = (table.column(n).to_numpy() for n in names)
-        start = _starts(root)
+        start = starts(root)
         repeat = np.diff(start, append=len(root))
         survivor = np.full(len(root), -1)
         survivor[start] = place[start]

@@ -42,6 +42,12 @@ def seeded(seed: int, values: np.ndarray) -> np.ndarray:
     return mix64(values ^ mix64(np.array([seed], dtype=np.uint64)))
 
 
+def ranges(values: np.ndarray, count: int | np.ndarray) -> np.ndarray:
+    """int64 [n], from 0 to `count` - 1: which of `count` (up to 2^32) equal ranges each 64-bit value falls in."""
+    count = np.asarray(count, dtype=np.uint64)
+    return (((values >> np.uint64(32)) * count) >> np.uint64(32)).astype(np.int64)
+
+
 def below(draw: np.ndarray, share: float) -> np.ndarray:
     """bool [n]: whether a draw falls in the first `share` (0 to 1) of the range of 64-bit numbers."""
     if share >= 1:

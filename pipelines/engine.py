@@ -130,7 +130,8 @@ def run_graph(
     coders.register()
     guard_against_lost_elements()
     started = time.monotonic()
-    with quiet(), own_temporary_folder(), _environment(PYTHONPATH=import_path()):
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")} if plan.processes else {}  # a core for each
+    with quiet(), own_temporary_folder(), _environment(PYTHONPATH=import_path(), **threads):
         beam_options = PipelineOptions(plan.flags)
         runner = _process_runner(beam_options) if plan.processes else plan.runner
         pipeline = beam.Pipeline(runner=runner, options=beam_options)

@@ -23,6 +23,7 @@ import scorers
 from pipelines import store
 from pipelines.recipe import Recipe, parse
 from sql.expressions import Expression
+from sql.operators import LAST_DRAW, Cut
 from sql.views import connect
 
 BINS = 60
@@ -150,8 +151,9 @@ class Facts:
         held = self.summary.get("thresholds", {})
         for name, text in self.recipe.select.items() if self.selected else ():
             expression = Expression(text)
-            values = {q: held.get(f"quantile({q.value}, {q.share:g})", {}).get("value") for q in expression.quantiles}
-            yield from (Threshold(name, *found) for found in comparisons(self.connection, expression.resolved(values)))
+            known = {o: held.get(str(o), {}) for o in expression.operators if o.by is None}
+            cuts = {o: Cut(found.get("value"), found.get("draw", LAST_DRAW)) for o, found in known.items()}
+            yield from (Threshold(name, *found) for found in comparisons(self.connection, expression.resolved(cuts)))
 
     def _published(self, name: str) -> Iterator[Threshold]:
         """Parameters `min_x` and `max_x` of a scorer bound its field x; `max_top_gram: {2: …}` bounds top_2_gram."""
@@ -186,11 +188,16 @@ def comparisons(connection: duckdb.DuckDBPyConnection, condition: str) -> Iterat
 def _comparison(left: dict[str, Any], operator: str, right: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
     if right.get("class") == "COLUMN_REF":
         left, operator, right = right, MIRRORED[operator], left
-    while right.get("class") == "CAST":
-        right = right["child"]
+    left, right = _uncast(left), _uncast(right)
     if left.get("class") == "COLUMN_REF" and "literal" in right:
         with suppress(TypeError, ValueError):
             yield ".".join(left["column_names"]), operator, float(right["literal"]["text"])
+
+
+def _uncast(node: dict[str, Any]) -> dict[str, Any]:
+    while node.get("class") == "CAST":
+        node = node["child"]
+    return node
 
 
 def _walk(node: Any) -> Iterator[dict[str, Any]]:

@@ -27,7 +27,7 @@ from pipelines.near import near
 from pipelines.plan import Plan
 from pipelines.recipe import HELDOUT, Recipe, RecipeError
 from pipelines.score import Column, Pass, ScoreSplit
-from pipelines.select import quantiles, select
+from pipelines.select import cuts, described, select
 from pipelines.semantic import semantic
 from pipelines.shards import Shard, Split
 from pipelines.steps import Context
@@ -57,7 +57,7 @@ class Run:
         self.splits: list[Split] = []
         self.manifests: dict[str, Any] = {}
         self.fits: dict[str, Any] = {}
-        self.thresholds: dict[str, dict[str, float | None]] = {}
+        self.thresholds: dict[str, dict[str, Any]] = {}
         self.trained: dict[str, Any] = {}
         self.tables: Tables
         self.started = time.perf_counter()
@@ -164,7 +164,7 @@ class Run:
     def clean(self) -> None:
         """Cut what repeats across documents out of them; all later steps read the text without it."""
         for name, method in self.plan.cleaning.items():
-            struct, _ = clean(self.context, self.tables, self.splits, method, list(self.plan.methods))
+            struct, _ = clean(self.context, self.tables, self.splits, name, method, list(self.plan.methods))
             structs = {**self.tables.structs, name: struct}
             self.tables = replace(self.tables, structs=structs, cuts=(*self.tables.cuts, name))
 
@@ -177,9 +177,9 @@ class Run:
 
     def select(self) -> None:
         conditions = self.recipe.select
-        values = quantiles(self.context, self.tables, self.splits, conditions, self.documents)
-        self.thresholds = {f"quantile({q.value}, {q.share:g})": {"value": v} for q, v in values.items()}
-        struct, _ = select(self.context, self.tables, self.splits, conditions, values)
+        found = cuts(self.context, self.tables, self.splits, conditions, self.documents)
+        self.thresholds = described(found)
+        struct, _ = select(self.context, self.tables, self.splits, conditions, found)
         self.tables = replace(self.tables, structs={**self.tables.structs, "selection": struct})
 
     def mix(self) -> None:

@@ -1,7 +1,7 @@
-"""SQL expressions over documents: what they refer to, their quantiles, and their value on an Arrow table.
+"""SQL expressions over documents: what they refer to, what they ask of the corpus, their value on an Arrow table.
 
-DuckDB parses, binds and evaluates; nothing here reads SQL itself. `quantile(x, q)` in an expression stands for the
-discrete quantile of x over all documents. It is found by a pass before and put in as a literal.
+DuckDB parses, binds and evaluates; nothing here reads SQL itself. The operators of `sql/operators.py` stand in an
+expression for thresholds over all documents. These are found by a pass before and put in as literals.
 """
 
 from __future__ import annotations
@@ -16,19 +16,13 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from sql.operators import ARGUMENTS, Cut, Operator
+
 _local = threading.local()
 
 
 class ExpressionError(ValueError):
     """An expression that DuckDB cannot parse, or that names a column or function there is not."""
-
-
-@dataclass(frozen=True)
-class Quantile:
-    """One call `quantile(value, share)` of an expression; `value` as SQL text."""
-
-    value: str
-    share: float
 
 
 @dataclass(frozen=True)
@@ -61,18 +55,22 @@ class Expression:
         return frozenset(p[1] if len(p) > 1 and p[0].lower() == "documents" else p[0] for p in parts)
 
     @cached_property
-    def quantiles(self) -> tuple[Quantile, ...]:
-        """The quantiles it asks for, each once, in order of appearance."""
-        return tuple(dict.fromkeys(_quantile(self.text, node) for node in _walk(self._statement) if _is_quantile(node)))
+    def operators(self) -> tuple[Operator, ...]:
+        """The operators it asks for, each once, in order of appearance."""
+        return tuple(dict.fromkeys(_operator(self.text, node) for node in _walk(self._statement) if _is_operator(node)))
 
-    def resolved(self, values: Mapping[Quantile, float | None]) -> str:
-        """The expression with every quantile replaced by its value (NULL where no document has one)."""
+    def resolved(self, cuts: Mapping[Operator, Cut]) -> str:
+        """The expression with every operator replaced by a comparison with its cut.
+
+        Operators that `cuts` does not hold look theirs up in a column of their name, struct<value, draw>.
+        """
         tree = json.loads(json.dumps(self._statement))
         for node in list(_walk(tree)):
-            if _is_quantile(node):
-                literal = _parsed(f"SELECT CAST({_literal(values[_quantile(self.text, node)])} AS DOUBLE)")
+            if _is_operator(node):
+                operator = _operator(self.text, node)
+                made = _parsed(f"SELECT {operator.resolved(cuts.get(operator))}")
                 node.clear()
-                node.update(literal["statements"][0]["node"]["select_list"][0])
+                node.update(made["statements"][0]["node"]["select_list"][0])
         return _select_text(tree)
 
     def check(self, columns: pa.Schema) -> pa.DataType:
@@ -82,19 +80,28 @@ class Expression:
             ExpressionError: it names a column, field or function that does not exist, compares what cannot be compared,
                 or has a value that is no function of one document: aggregates, windows, subqueries, chance, the clock.
         """
-        for quantile in self.quantiles:
-            inner = Expression(quantile.value)
-            if inner.quantiles:
-                raise ExpressionError(f"{self.text!r}: a quantile of a quantile cannot be found")
-            if not is_number(kind := inner.check(columns)):
-                raise ExpressionError(f"{self.text!r}: quantile needs a number, and {quantile.value} is {kind}")
+        for operator in self.operators:
+            self._check_operator(operator, columns)
         self._check_pure(columns)
-        resolved = {"value": self.resolved(dict.fromkeys(self.quantiles, 0.0))}
-        kind = evaluate(resolved, columns.empty_table()).schema.field(0).type
-        names = {name.lower() for name in self.names}
+        resolved = Expression(self.resolved(dict.fromkeys(self.operators, Cut(0.0))))
+        kind = evaluate({"value": resolved.text}, columns.empty_table()).schema.field(0).type
+        names = {name.lower() for name in resolved.names}
         used = {f.name: pa.nulls(1, f.type) for f in columns if f.name.lower() in names}  # as workers will load them
-        evaluate(resolved, pa.table(used or {"_": pa.nulls(1)}))
+        evaluate({"value": resolved.text}, pa.table(used or {"_": pa.nulls(1)}))
         return kind
+
+    def _check_operator(self, operator: Operator, columns: pa.Schema) -> None:
+        name = operator.function
+        for part, text in (("", operator.value), ("weight", operator.weight), ("by", operator.by)):
+            if text is None:
+                continue
+            inner = Expression(text)
+            if inner.operators:
+                raise ExpressionError(f"{self.text!r}: a {name} of a {inner.operators[0].function} cannot be found")
+            kind = inner.check(columns)
+            if part != "by" and not is_number(kind):
+                what = f"the {part} of {name}" if part else name
+                raise ExpressionError(f"{self.text!r}: {what} needs a number, and {text} is {kind}")
 
     def _check_pure(self, columns: pa.Schema) -> None:
         known = {name.lower() for name in columns.names}
@@ -175,21 +182,20 @@ def _walk(node: Any) -> Iterator[dict[str, Any]]:
             yield from _walk(child)
 
 
-def _is_quantile(node: dict[str, Any]) -> bool:
-    return node.get("class") == "FUNCTION" and node.get("function_name") == "quantile"
+def _is_operator(node: dict[str, Any]) -> bool:
+    return node.get("class") == "FUNCTION" and node.get("function_name") in ARGUMENTS
 
 
-def _quantile(text: str, node: dict[str, Any]) -> Quantile:
+def _operator(text: str, node: dict[str, Any]) -> Operator:
     given = node["arguments"] if "arguments" in node else node["children"]  # before DuckDB 2
-    arguments = [argument.get("expression", argument) for argument in given]
+    parts = [argument.get("expression", argument) for argument in given]  # a named argument has its name as alias
+    function = node["function_name"]
     try:
-        number = float(_expression_text(arguments[1])) if len(arguments) == 2 else -1.0
-    except ValueError:
-        number = -1.0
-    if not 0 <= number <= 1 or node.get("filter") or node.get("distinct"):
-        example = "as in quantile(quality.score, 0.9)"
-        raise ExpressionError(f"{text!r}: quantile takes an expression and a number from 0 to 1, {example}")
-    return Quantile(_expression_text(arguments[0]), number)
+        if node.get("filter") or node.get("distinct") or (node.get("order_bys") or {}).get("orders"):
+            return Operator.called(function, [])
+        return Operator.called(function, [(p["alias"], _expression_text({**p, "alias": ""})) for p in parts])
+    except ValueError as error:
+        raise ExpressionError(f"{text!r}: {error}") from error
 
 
 def _expression_text(node: dict[str, Any]) -> str:
@@ -201,7 +207,3 @@ def _expression_text(node: dict[str, Any]) -> str:
 def _select_text(tree: dict[str, Any], table: bool = True) -> str:
     sql = _one("SELECT json_deserialize_sql(?)", json.dumps(tree))
     return sql.removeprefix("SELECT ").removesuffix(" FROM documents" if table else "")
-
-
-def _literal(value: float | None) -> str:
-    return "NULL" if value is None else f"'{value!r}'"

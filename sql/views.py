@@ -24,8 +24,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from sql.operators import GUMBEL, group_key
+from transforms.draws import draws
+
 log = logging.getLogger("corpusmill")
 MEMORY = "1GB"
+BILLION = 1_000_000_000  # shares are exact to nine digits
 HELDOUT = "heldout"
 OWN = (
     "source",
@@ -102,6 +106,7 @@ class Folder:
     recipe: Mapping[str, Any]
     shards: Sequence[Mapping[str, Any]]
     splits: Sequence[Split]
+    current: frozenset[str] | None  # folders of the columns of the last run that ended; None: none did
 
     @classmethod
     def open(cls, run: str) -> Folder:
@@ -111,7 +116,10 @@ class Folder:
                 f"{run} is not a run folder: it lacks shards.json or recipe.yaml; give what `corpusmill run` wrote"
             )
         shards = json.loads((path / "shards.json").read_text())
-        return cls(path, yaml.safe_load((path / "recipe.yaml").read_text()), shards, list(_splits(path, shards)))
+        recipe = yaml.safe_load((path / "recipe.yaml").read_text())
+        summary = path / "summary.json"
+        columns = json.loads(summary.read_text()).get("columns") if summary.is_file() else None
+        return cls(path, recipe, shards, list(_splits(path, shards)), None if columns is None else frozenset(columns))
 
     @property
     def text(self) -> str:
@@ -124,15 +132,16 @@ class Folder:
 
     @property
     def sidecars(self) -> list[tuple[str, str]]:
-        """(folder, column) of every sidecar the recipe asks for, in the order of the columns."""
+        """(folder, column) of every sidecar the recipe asks for, in the order of the columns.
+
+        A recipe that was edited and run part of the way has left sidecars of its later steps from the run before.
+        """
         scores = [*self.recipe.get("score", {}), *(["tokens"] if self.recipe.get("tokenizer") else [])]
         columns = [(f"scores/{name}", name) for name in scores]
-        return [
-            *columns,
-            *((f"dedupe/{name}", name) for name in self.recipe.get("dedupe", {})),
-            *((f"cuts/{name}", name) for name in self.recipe.get("clean", {})),
-            ("selection", "selection"),
-        ]
+        columns += [(f"dedupe/{name}", name) for name in self.recipe.get("dedupe", {})]
+        columns += [(f"cuts/{name}", name) for name in self.recipe.get("clean", {})]
+        columns.append(("selection", "selection"))
+        return [(folder, name) for folder, name in columns if self.current is None or folder in self.current]
 
     @property
     def mixtures(self) -> list[str]:
@@ -326,7 +335,34 @@ def _documents(connection: duckdb.DuckDBPyConnection, folder: Folder, spill: Pat
         columns.append(f"sidecar{k}.{_name(column)}")
         if column == "selection":
             columns += [f"sidecar{k}.selection.{name} AS {name}" for name in ("draw", "holdout")]
+    if "selection" not in (column for column, _ in sidecars):  # before it is there, conditions can be tried already
+        columns.append("draw_of(i.id) AS draw")
+    seed = folder.recipe.get("seed", 0)
+    connection.create_function(
+        "draw_of", lambda ids: pa.array(draws(seed, ids.combine_chunks())), ["VARCHAR"], "UBIGINT", type="arrow"
+    )
     _execute(connection, "documents", columns=",\n    ".join(columns), joins="".join(joins))
+    _operators(connection)
+
+
+def _operators(connection: duckdb.DuckDBPyConnection) -> None:
+    """quantile, top_k and gumbel_top_k as macros over `documents`, with the order and the arithmetic of a run."""
+    group = group_key('"by"')
+    value = "CAST(value AS DOUBLE)"
+    noisy = f"(CASE WHEN temperature = 0 THEN {value} ELSE {value} / CAST(temperature AS DOUBLE) + {GUMBEL} END)"
+    share = f"_before * {BILLION} < CAST(round(share * {BILLION}) AS HUGEINT) * _total"
+    enough = f"CASE WHEN k IS NULL THEN {share} ELSE _before < CAST(ceil(CAST(k AS DOUBLE) * 65536) AS HUGEINT) END"
+    top, noisy = f"(0.0 - {value})", f"(0.0 - {noisy})"
+    _execute(
+        connection,
+        "operators",
+        group=group,
+        top=top,
+        noisy=noisy,
+        quantile_cuts=_filled("cuts", value=f"({value} + 0.0)", group=group, short=f"_before = 0 OR {share}"),
+        top_cuts=_filled("cuts", value=top, group=group, short=enough),
+        noisy_cuts=_filled("cuts", value=noisy, group=group, short=enough),
+    )
 
 
 def _text(folder: Folder) -> str:

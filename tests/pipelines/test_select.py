@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from pipelines import shards, store
 from pipelines.reading import Admission
 from pipelines.score import Pass, ScoreSplit
-from pipelines.select import Select, quantiles, select
+from pipelines.select import Select, cuts, select
 from pipelines.shards import Split
 from pipelines.steps import Context
 from pipelines.tables import Holdout, MisalignedError, Struct, Tables
@@ -134,17 +135,18 @@ def test_a_quantile_is_that_of_all_documents_of_all_shards(tmp_path: Path, toy: 
         pq.write_table(pa.table({**rows, "x": pa.array(rows["x"], pa.float64())}), tmp_path / f"{i}.parquet")
     context, tables, splits = indexed(f"{tmp_path}/run", tmp_path)
     conditions = {"high": "x >= quantile(x, 0.7)", "not highest": "x < quantile(x, 1)"}
-    values = quantiles(context, tables, splits, conditions, 37)
-    struct, records = select(context, tables, splits, conditions, values)
+    found = cuts(context, tables, splits, conditions, 37)
+    struct, records = select(context, tables, splits, conditions, found)
     query = "SELECT quantile_disc(x, 0.7), quantile_disc(x, 1.0) FROM read_parquet(?) WHERE text IS NOT NULL"
     low, high = duckdb.execute(query, [f"{tmp_path}/*.parquet"]).fetchall()[0]
-    assert list(values.values()) == [low, high]
+    assert [groups[None].value for groups in found.values()] == [low, high]
     kept = sum(r.rows_out for r in records)
     count = "SELECT count(*) FROM read_parquet(?) WHERE text IS NOT NULL AND x >= ? AND x < ?"
     assert kept == duckdb.execute(count, [f"{tmp_path}/*.parquet", low, high]).fetchall()[0][0] > 0
-    again = select(context, tables, splits, conditions, values)
+    again = select(context, tables, splits, conditions, found)
     assert again[0] == struct and all(r.reused for r in again[1])
-    _, moved = select(context, tables, splits, conditions, dict.fromkeys(values, -1.0))
+    others = {o: {None: replace(groups[None], value=-1.0)} for o, groups in found.items()}
+    _, moved = select(context, tables, splits, conditions, others)
     assert not any(r.reused for r in moved), "another threshold is another selection"
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,54 +15,23 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from in_memory import search
 
 from pipelines import shards, store, thresholds
 from pipelines.reading import Admission
 from pipelines.score import Pass, ScoreSplit
-from pipelines.select import quantiles, remembered
+from pipelines.select import cuts, remembered
 from pipelines.shards import Split
 from pipelines.steps import Context
 from pipelines.tables import Tables
-from pipelines.thresholds import CountSplit, Found, MergeBins, Statistic
-from sql.expressions import Quantile
+from pipelines.thresholds import Found, Statistic
 
 CONNECTION = duckdb.connect(config={"threads": 1})
 
 
-class InMemory:
-    """Documents of splits that are tables already; what `find` asks of Tables."""
-
-    text = "text"
-
-    def __init__(self, tables: Sequence[pa.Table]) -> None:
-        self.tables = tables
-
-    def load(self, split: Split, names: set[str]) -> pa.Table:
-        return self.tables[int(split.shard)]
-
-
-def find(
-    tables: Sequence[pa.Table], statistics: Sequence[Statistic], bits: int, order: Sequence[int], sources: str = ""
-) -> dict[str, Found]:
-    """`thresholds.find` without the engine: the same counting, encoding and narrowing, merged in any order."""
-    splits = [Split(sources[i] if sources else "s", str(i), str(i), "", "", 0, (), 0, 0) for i in order]
-    searches, found = [thresholds._Search(s) for s in statistics], {}
-    rounds = 0
-    while searches:
-        rounds += 1
-        counter, merge = CountSplit(InMemory(tables), searches, bits), MergeBins()  # type: ignore[arg-type]
-        parts = [bins for split in splits for bins in counter.process(split)]
-        halves = [merge.create_accumulator(), merge.create_accumulator()]
-        for i, part in enumerate(parts):
-            halves[i % 2] = merge.add_input(halves[i % 2], part)
-        counted = thresholds._decode(json.loads(json.dumps(thresholds._encode(merge.merge_accumulators(halves)))))
-        results = [
-            (s, thresholds._narrow(s, counted.get(s.statistic.name, thresholds.NOTHING), bits)) for s in searches
-        ]
-        found |= {s.statistic.name: r for s, r in results if isinstance(r, Found)}
-        searches = [r for _, r in results if not isinstance(r, Found)]
-    assert rounds <= -(-64 // bits)
-    return found
+def find(*given: Any, **named: Any) -> dict[str, Found]:
+    """`search` for statistics without groups."""
+    return {name: groups[None] for name, groups in search(*given, **named).items()}
 
 
 def truth(table: pa.Table, value: str, share: float) -> float | None:
@@ -83,15 +51,13 @@ shares = st.sampled_from([0.0, 0.5, 1.0, 0.1, 0.3, 0.55, 0.7, 0.9, 0.999]) | st.
 
 
 @settings(max_examples=80)
-@given(
-    st.lists(st.lists(floats, max_size=12), min_size=1, max_size=5), shares, st.sampled_from([16, 64, 7]), st.randoms()
-)
+@given(st.lists(st.lists(floats, max_size=12), min_size=1, max_size=5), shares, st.booleans(), st.randoms())
 def test_a_quantile_equals_that_of_the_whole_table(
-    parts: list[list[float | None]], share: float, bits: int, random: Any
+    parts: list[list[float | None]], share: float, exact: bool, random: Any
 ) -> None:
     tables = [pa.table({"v": pa.array(part, pa.float64())}) for part in parts]
     order = random.sample(range(len(parts)), len(parts))
-    found = find(tables, [Statistic("q", "v", share=share)], bits, order)["q"]
+    found = find(tables, [Statistic("q", "v", share=share)], exact, order, rounds=1 if exact else 4)["q"]
     expected = truth(pa.concat_tables(tables), "v", share)
     values = [v for part in parts for v in part if v is not None and not math.isnan(v)]
     assert found.value == expected
@@ -103,13 +69,13 @@ def test_a_quantile_equals_that_of_the_whole_table(
 @given(
     st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-4, 4), min_size=1, max_size=30),
     shares,
-    st.sampled_from([16, 64]),
+    st.booleans(),
 )
-def test_quantiles_of_integers_decimals_and_truth_values(values: list[int], share: float, bits: int) -> None:
+def test_quantiles_of_integers_decimals_and_truth_values(values: list[int], share: float, exact: bool) -> None:
     small = [v % 7 for v in values]
     table = pa.table({"n": pa.array(values, pa.int64()), "s": pa.array(small, pa.int8()), "b": [v > 3 for v in small]})
     wanted = [Statistic(v, v, share=share) for v in ("n", "s", "b", "s * 0.1", "n / 3", "CAST(n AS HUGEINT) * 2")]
-    found = find([table], wanted, bits, [0])
+    found = find([table], wanted, exact, [0])
     for statistic in wanted:
         assert found[statistic.name].value == truth(table, statistic.value, share), statistic.value
 
@@ -125,17 +91,17 @@ def test_quantiles_of_integers_decimals_and_truth_values(values: list[int], shar
         max_size=4,
     ),
     st.integers(0, 200),
-    st.sampled_from([16, 64]),
+    st.booleans(),
 )
 def test_a_budget_is_reached_within_one_value(
-    parts: list[list[tuple[int, int, bool | None]]], total: int, bits: int
+    parts: list[list[tuple[int, int, bool | None]]], total: int, exact: bool
 ) -> None:
     """The least draw up to which the weight is at least `total`; 64-bit draws are told apart to the last bit."""
     schema = pa.schema({"draw": pa.uint64(), "w": pa.int64(), "ok": pa.bool_()})
     tables = [
         pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in part], schema) for part in parts
     ]
-    found = find(tables, [Statistic("b", "draw", total=total, where="ok", weight="w")], bits, range(len(parts)))["b"]
+    found = find(tables, [Statistic("b", "draw", total=total, where="ok", weight="w")], exact, range(len(parts)))["b"]
     rows = sorted((d, w) for part in parts for d, w, ok in part if ok)
     if not rows:
         assert found == Found(None, 0, 0, 0)
@@ -148,11 +114,11 @@ def test_a_budget_is_reached_within_one_value(
 
 @given(st.lists(st.floats(allow_nan=False)))
 def test_keys_order_as_the_numbers_do(values: list[float]) -> None:
-    keys, valid, integer = thresholds.ordered(pa.chunked_array([pa.array(values, pa.float64())]))
-    assert valid.all() and not integer
+    keys, valid = thresholds.ordered(pa.chunked_array([pa.array(values, pa.float64())]))
+    assert valid.all()
     for (a, x), (b, y) in itertools.combinations(zip(values, keys.tolist(), strict=True), 2):
         assert (a < b, a == b) == (x < y, x == y)
-    assert [thresholds._value(k, False) for k in keys.tolist()] == values
+    assert [thresholds.value_of(k, False) for k in keys.tolist()] == values
 
 
 def test_statistics_of_one_source_and_of_all_go_side_by_side() -> None:
@@ -162,8 +128,8 @@ def test_statistics_of_one_source_and_of_all_go_side_by_side() -> None:
         Statistic("a", "v", share=1.0, source="a"),
         Statistic("c", "v", share=0.5, source="c"),
     ]
-    for bits, order in itertools.product((16, 64), itertools.permutations(range(3))):
-        found = find(tables, wanted, bits, order, sources="abc")
+    for exact, order in itertools.product((False, True), itertools.permutations(range(3))):
+        found = find(tables, wanted, exact, order, sources="abc")
         assert {n: f.value for n, f in found.items()} == {"all": 10.0, "a": 2.0, "c": None}
 
 
@@ -195,10 +161,13 @@ def test_through_the_engine(scored: Any, monkeypatch: pytest.MonkeyPatch, most: 
     context, tables, splits, whole = scored
     monkeypatch.setattr(thresholds, "EXACT_DOCUMENTS", most)
     asked = {"x": "v >= quantile(v, 0.9)", "y": "v < quantile(v + 1, 0.25) OR v > quantile(v, 0.9)"}
-    found = quantiles(context, tables, splits, asked, 277)
-    assert found == {Quantile("v", 0.9): truth(whole, "v", 0.9), Quantile("(v + 1)", 0.25): truth(whole, "v + 1", 0.25)}
+    found = cuts(context, tables, splits, asked, 277)
+    assert {str(o): groups[None].value for o, groups in found.items()} == {
+        "quantile(v, 0.9)": truth(whole, "v", 0.9),
+        "quantile((v + 1), 0.25)": truth(whole, "v + 1", 0.25),
+    }
     monkeypatch.setattr(thresholds, "_count", None)
-    assert quantiles(context, tables, list(reversed(splits)), asked, 277) == found, "remembered, in any order of splits"
+    assert cuts(context, tables, list(reversed(splits)), asked, 277) == found, "remembered, in any order of splits"
 
 
 def test_what_is_remembered_depends_on_what_it_was_found_from(scored: Any) -> None:
@@ -209,7 +178,7 @@ def test_what_is_remembered_depends_on_what_it_was_found_from(scored: Any) -> No
     value = first["b"].value
     assert isinstance(value, int) and first["b"].reached == 50
     held = list(Path(context.run, "thresholds").glob("*.json"))
-    assert len(held) == 1 and store.read_json(str(held[0]))["b"]["value"] == value, "64 bits survive JSON"
+    assert len(held) == 1 and store.read_json(str(held[0]))["b"][0][1] == value, "64 bits survive JSON"
     seeded = Tables(tables.run, "text", Admission(), 1, tables.raw)
     assert remembered(context, seeded, splits, budget, 277)["b"].value != value
     assert remembered(context, tables, splits[:1], budget, 200)["b"].documents == 200

@@ -91,6 +91,17 @@ def test_quantile_is_over_all_documents(toy):
     assert rows(toy, "SELECT quantile_disc(characters, 0.5) FROM documents") == [everywhere]
 
 
+def test_draws_before_the_selection_are_those_after_it(toy, tmp_path):
+    after = rows(toy, "SELECT id, draw FROM documents ORDER BY id")
+    copy = tmp_path / "run"
+    shutil.copytree(toy, copy)
+    shutil.rmtree(copy / "selection")
+    assert rows(copy, "SELECT id, draw FROM documents ORDER BY id") == after
+    query = "SELECT id FROM documents WHERE top_k(fineweb.line_punct_ratio, 9, by := source) ORDER BY id"
+    assert rows(copy, query) == rows(toy, query)
+    assert len(rows(toy, query)) == 18
+
+
 def test_text_is_not_read_unless_named(toy):
     connection = connect(str(toy))
     plan = connection.execute("EXPLAIN SELECT avg(fineweb.list_ratio) FROM documents WHERE exact.keep").fetchall()[0][1]
@@ -129,9 +140,22 @@ def test_only_the_current_recipe_and_shards_appear(tmp_path):
     run(parse({**plain, "score": {"fineweb": {}}}), folder, until="score")
     found = query(folder, "FROM documents")
     assert found.num_rows == 30
-    assert found.column_names[-2:] == ["fineweb", "exact"]
+    assert found.column_names[-2:] == ["fineweb", "draw"], "what is a duplicate has to be decided again"
     assert {step for (step,) in rows(Path(folder), "SELECT step FROM ledger")} >= {"index", "scores:fineweb"}
     assert rows(Path(folder), "SELECT count(*) FROM ledger WHERE step LIKE '%gopher%'") == [(0,)]
+
+
+def test_an_edited_recipe_hides_what_it_has_not_made_again(tmp_path):
+    for source in ("books", "web"):
+        write(tmp_path / source / "0.parquet", [text(k) for k in range(30)])
+    folder = str(tmp_path / "run")
+    run(recipe(tmp_path), folder, until="mix")
+    assert {"fineweb", "exact", "tokens", "selection"} <= set(query(folder, "FROM documents").column_names)
+    run(recipe(tmp_path, score={"fineweb": {}, "gopher_quality": {}}), folder, until="score")
+    assert "selection" in query(folder, "FROM documents").column_names, "one more scorer changes nothing that is there"
+    run(recipe(tmp_path, admission={"nul": "drop"}), folder, until="score")
+    found = set(query(folder, "FROM documents").column_names)
+    assert "fineweb" in found and not found & {"exact", "tokens", "selection"}
 
 
 def test_documents_held_out_by_another_recipe_are_no_mixture(toy, tmp_path):
@@ -158,7 +182,9 @@ def test_what_is_not_there_yet_has_no_view(tmp_path):
     shutil.rmtree(Path(folder) / "scores")
     assert "fineweb" not in query(folder, "FROM documents").column_names
     shutil.rmtree(tmp_path / "books")
-    assert query(folder, "FROM documents").column_names == ["source", "shard", "row", "id", "bytes", "characters"]
+    assert query(folder, "FROM documents").column_names == [
+        *("source", "shard", "row", "id", "bytes", "characters", "draw")
+    ]
 
 
 def test_mistakes_are_told(toy, tmp_path):

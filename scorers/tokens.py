@@ -5,8 +5,6 @@ The library takes 50 to 130 bytes of memory per byte of text, so it is given abo
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,9 +15,7 @@ from pydantic import field_validator
 
 from scorers import Scorer
 from transforms.batch import Batch
-
-AT_ONCE = 1 << 18  # characters given to the library
-WORD = re.compile(r"(?<=\S) (?=\S)")
+from transforms.pieces import groups
 
 
 class Tokens(Scorer):
@@ -71,30 +67,3 @@ class Tokens(Scorer):
         state = super().__getstate__()
         state["__dict__"] = {k: v for k, v in state["__dict__"].items() if k != "_loaded"}
         return state
-
-
-def groups(texts: pa.LargeStringArray) -> Iterator[tuple[list[int], list[str]]]:
-    """Pieces of documents with the number of their document, in lists of about AT_ONCE characters."""
-    documents: list[int] = []
-    pieces: list[str] = []
-    size = 0
-    for number, text in enumerate(texts.to_pylist()):  # the library takes a list of str
-        for piece in _pieces(text):
-            documents.append(number)
-            pieces.append(piece)
-            size += len(piece)
-            if size >= AT_ONCE:
-                yield documents, pieces
-                documents, pieces, size = [], [], 0
-    if pieces:
-        yield documents, pieces
-
-
-def _pieces(text: str) -> Iterator[str]:
-    start = 0
-    while len(text) - start > AT_ONCE:
-        word = WORD.search(text, start + AT_ONCE, start + 2 * AT_ONCE)
-        stop = word.start() if word else start + AT_ONCE
-        yield text[start:stop]
-        start = stop
-    yield text[start:]

@@ -49,6 +49,77 @@ def toy_fasttext(toy_texts: dict[str, list[str]], tmp_path_factory: pytest.TempP
     return out
 
 
+@pytest.fixture(scope="session")
+def toy_causal(toy_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a causal language model: a Llama of two layers with random weights and the toy tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    out = tmp_path_factory.mktemp("causal")
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(**size, vocab_size=400, max_position_embeddings=256, initializer_range=0.2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(out)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (out / file).write_bytes((toy_tokenizer / file).read_bytes())
+    return out
+
+
+@pytest.fixture(scope="session")
+def toy_classifier(toy_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a BERT of two layers and two labels with random weights; its window is 64 tokens."""
+    from toy_classifier import make_classifier
+
+    return make_classifier(tmp_path_factory.mktemp("classifier"), toy_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def toy_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an encoder of six words: a BERT of two layers with random weights."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    out = tmp_path_factory.mktemp("encoder")
+    vocabulary = {word: i for i, word in enumerate(["[UNK]", "one", "two", "three", "four", "five", "six"])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]").save_pretrained(out)
+    torch.manual_seed(0)
+    size = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    BertModel(BertConfig(vocab_size=7, max_position_embeddings=64, **size)).save_pretrained(out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def toy_target(toy_texts: dict[str, list[str]]) -> dict[str, Any]:
+    """Samples for fits that compare with a target: prose, and a pool of prose and menus."""
+    import pyarrow as pa
+
+    texts = {"target": toy_texts["books"], "pool": toy_texts["forum"] + toy_texts["junk"]}
+    return {n: pa.table({"draw": pa.array(range(len(t)), pa.uint64()), "text": t}) for n, t in texts.items()}
+
+
+@pytest.fixture(scope="session")
+def toy_got_d(toy_target: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a GOT-D model."""
+    from trainers.fit_got_d import FitGotD
+
+    out = tmp_path_factory.mktemp("got_d")
+    FitGotD(target="true").fit(toy_target, out, 0)
+    return out
+
+
+@pytest.fixture(scope="session")
+def toy_dp4tl(toy_target: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a DP4TL model of five clusters."""
+    from trainers.fit_dp4tl import FitDp4tl
+
+    out = tmp_path_factory.mktemp("dp4tl")
+    FitDp4tl(target="true", clusters=5).fit(toy_target, out, 0)
+    return out
+
+
 @pytest.fixture
 def recipe_of(toy_tokenizer: Path) -> Callable[..., dict[str, Any]]:
     """A small recipe over the sources given: one scorer, a mixture of all documents."""

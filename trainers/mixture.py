@@ -29,8 +29,8 @@ import pyarrow.parquet as pq
 import xxhash
 from tokenizers import Tokenizer
 
-from scorers.tokens import groups
 from transforms.draws import mix64
+from transforms.pieces import groups
 
 log = logging.getLogger(__name__)
 

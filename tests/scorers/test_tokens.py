@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from tokenizers import Tokenizer
 
-from scorers import tokens
 from scorers.tokens import Tokens
+from transforms import pieces as cutting
 from transforms.batch import Batch
 
 
@@ -43,12 +43,12 @@ def test_long_documents_are_counted_in_pieces(
     scorer = Tokens(tokenizer=toy_tokenizer)
     texts = ["\n".join(toy_texts["books"]), "a  b\t c\n\n d " * 300, "", "x" * 5000, "🎉" * 900, "short"]
     whole = counts(scorer, texts)
-    monkeypatch.setattr(tokens, "AT_ONCE", 100)
+    monkeypatch.setattr(cutting, "AT_ONCE", 100)
     pieces = counts(scorer, texts)
     assert pieces[:3] == whole[:3] and pieces[5] == whole[5]
     for found, expected, text in zip(pieces[3:5], whole[3:5], texts[3:5], strict=True):
         assert expected <= found <= expected + 3 * len(text) // 100
-    assert all("".join(tokens._pieces(text)) == text for text in texts)
+    assert all("".join(cutting._pieces(text)) == text for text in texts)
 
 
 def test_settings_for_models_of_short_texts_do_not_count(toy_tokenizer: Path, tmp_path: Path) -> None:

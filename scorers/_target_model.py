@@ -1,0 +1,84 @@
+"""What scorers share whose model compares documents with a target: a folder of arrays, a card, and an encoder."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+from pydantic import model_validator
+
+from scorers import Scorer
+
+if TYPE_CHECKING:
+    from transforms.embedding import Embedding
+
+
+class Loaded(NamedTuple):
+    """A model folder that was read and found whole."""
+
+    embedding: Embedding
+    card: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+class TargetScorer(Scorer):
+    """`model`: the folder that the fit of the scorer's name makes: `card.json`, `model.npz` and maybe an encoder.
+
+    `arrays` names the arrays of `model.npz`, each with type and letters of its shape; `d` is a vector's width.
+    """
+
+    arrays: ClassVar[dict[str, tuple[type, str]]]
+    model: Path
+
+    @model_validator(mode="after")
+    def _whole(self) -> TargetScorer:
+        _ = self._loaded
+        return self
+
+    def check(self, loaded: Loaded) -> None:
+        """Raises ValueError, LookupError or TypeError: card or values are not those of such a model."""
+
+    @cached_property
+    def _loaded(self) -> Loaded:
+        loaded = _load(self.model, self.name, self.arrays)
+        try:
+            self.check(loaded)
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.model} is no model of {self.name}: {error!r}; fit it anew") from error
+        return loaded
+
+    def setup(self) -> None:
+        _ = self._loaded
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """The loaded model stays behind: each worker loads its own."""
+        state = super().__getstate__()
+        state["__dict__"] = {k: v for k, v in state["__dict__"].items() if k != "_loaded"}
+        return state
+
+
+def _load(folder: Path, name: str, expected: dict[str, tuple[type, str]]) -> Loaded:
+    """Raises ValueError: files are missing or broken, or arrays of another type or shape than expected."""
+    from transforms.embedding import Embedding
+
+    try:
+        card = json.loads((folder / "card.json").read_bytes())
+        given = dict(card["embedding"])
+        with np.load(folder / "model.npz", allow_pickle=False) as held:
+            arrays = {array: held[array] for array in expected}
+    except (OSError, EOFError, LookupError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        wanted = f"give a folder that the fit {name} made, with card.json and model.npz"
+        raise ValueError(f"no model of {name} at {folder} ({error!r}); {wanted}") from error
+    embedding = Embedding.kept(folder, given)
+    sizes = {"d": embedding.width()}
+    for array, (kind, shape) in expected.items():
+        found = arrays[array]
+        agrees = found.dtype == kind and len(found.shape) == len(shape) and found.size > 0
+        if not agrees or any(sizes.setdefault(s, n) != n for s, n in zip(shape, found.shape, strict=True)):
+            asked = ", ".join([f"{kind.__name__} [{', '.join(shape)}]", *(f"{s} = {n}" for s, n in sizes.items())])
+            raise ValueError(f"{folder}/model.npz: {array} is {found.dtype} {found.shape}, expected {asked}; fit anew")
+    return Loaded(embedding, card, arrays)

@@ -4,8 +4,8 @@
 
 Speed: both sides read the same shards and write the documents that stay (`fineweb` parameters: 14 bands of 8 rows, word
 5-grams), as commands of their own, imports and worker starts included, one after the other. datatrove has two worker
-processes; corpusmill runs in one, as 300 MB take it hardly more time than workers take to start (--workers for more). The
-ratio of processor seconds is given too: other work on the machine counts little for it.
+processes; corpusmill runs in one, as 300 MB take it little more time than workers take to start (--workers for more).
+The ratio of processor seconds is given too: other work on the machine counts little for it.
 
 Accuracy: pairs of documents and their edited copies (words replaced or inserted, paragraphs in another order, the end
 cut off) whose true Jaccard similarity is counted from their sets of shingles; corpusmill, datatrove and datasketch find

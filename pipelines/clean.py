@@ -1,17 +1,17 @@
-"""Cleaning: text that repeats across documents is cut from them. Spans go to sidecars, shards are never written again.
+"""Cleaning: text is cut from documents, or replaced. Spans go to sidecars, shards are never written again.
 
     lines:      counts per split -> by hash: those above the count -> spans of each split
     substring:  words per split -> repeats of k words, in this process -> spans of each split
+    c4, pii:    spans of each split (see `pipelines.clean_local`)
 
-A document does not count, and is not cut, where a dedupe method drops it: else the copy that stays could lose its text
-to the copy that goes. Documents that cuts leave empty go on until `mix` drops them. Every split is read twice. `lines`
-holds 16 bytes per distinct piece of a split, then PIECES of a partition, then 8 bytes per piece that goes; `substring`
-holds 10 bytes per word of the corpus (see SUBSTRING_BYTES).
+For the first two a document does not count, and is not cut, where a dedupe method drops it: else the copy that stays
+could lose its text to the copy that goes. Documents that cuts leave empty go on until `mix` drops them. They read every
+split twice. `lines` holds 16 bytes per distinct piece of a split, then PIECES of a partition, then 8 bytes per piece
+that goes; `substring` holds 10 bytes per word of the corpus (see SUBSTRING_BYTES).
 """
 
 from __future__ import annotations
 
-import io
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from pipelines import engine, ledger, store
+from pipelines.clean_local import Local
 from pipelines.clusters import BLOCK, blocks
 from pipelines.code import code_digest
 from pipelines.cuts import CUTS, Spans
@@ -38,6 +39,7 @@ from transforms import repeated_lines
 from transforms.batch import Batch
 from transforms.components import ranks
 from transforms.cut import Cuts, cut, union
+from transforms.draws import ranges
 from transforms.repeated_lines import Counts
 from transforms.substring import TokenSpans, cuts_of, repeated_spans
 
@@ -109,31 +111,43 @@ class _Work:
 
 
 def clean(
-    context: Context, tables: Tables, splits: Sequence[Split], method: Lines | Substring, kept: Sequence[str]
+    context: Context,
+    tables: Tables,
+    splits: Sequence[Split],
+    name: str,
+    method: Lines | Substring | Local,
+    kept: Sequence[str],
 ) -> tuple[Struct, list[Record]]:
     """Write the cuts of one method; returns the new column and the step's records.
 
     Args:
-        kept: columns with a flag `keep` that all hold for the documents that count, unless the method says `where`.
+        name: of the method in recipes, folders and columns.
+        kept: columns with a flag `keep` that all hold for the documents that count, unless the method says `where` or
+            is local.
     """
-    name = "lines" if isinstance(method, Lines) else "substring"
+    kept = [] if isinstance(method, Local) else kept
     splits = sorted(splits, key=lambda s: (s.source, s.shard, s.first_group))
     where = method.where or " AND ".join(f"{flags}.keep" for flags in kept) or "true"
     names = {*Expression(where).names, tables.text}
-    identities = sorted(s.identity() for s in splits)
+    identities = [] if isinstance(method, Local) else sorted(s.identity() for s in splits)
     base = store.digest(method.model_dump(), where, tables.base(names), identities, code_digest(__name__))
     struct = Struct(f"cuts/{name}", CUTS, base)
     folder = f"{context.run}/{struct.folder}"
     held = [store.committed(s.sidecar(folder), store.digest(base, s.identity())) for s in splits]
     work = _Work(context, tables, tuple(splits), where, f"{context.run}/scratch/{name}")
-    find: Any = None
-    if not all(held):
-        find = _lines(work, method) if isinstance(method, Lines) else _substring(work, method)
+    find = None if all(held) else _finder(work, method)
     step = MapSplit(context.run, f"clean:{name}", folder, base, WriteCuts(work, name, find))
     records = context.run_splits(f"clean {name}", splits, beam.ParDo(step))
     if not store.is_remote(work.scratch):
         shutil.rmtree(work.scratch, ignore_errors=True)
     return struct, records
+
+
+def _finder(work: _Work, method: Lines | Substring | Local) -> Any:
+    """What finds the cuts of a batch: `of` the number of a split, a function of its batches in order."""
+    if isinstance(method, Local):
+        return OneByOne(method)
+    return _lines(work, method) if isinstance(method, Lines) else _substring(work, method)
 
 
 def _chosen(tables: Tables, split: Split, where: str) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
@@ -167,10 +181,10 @@ class WriteCuts:
             cuts = _whole(batch, _spread(found, counts), earlier.take(documents))
             made.append(pa.record_batch([documents.column("row"), documents.column("id"), _struct(cuts)], schema))
         table = pa.Table.from_batches(made, schema)
-        removed = pc.struct_field(table.column(self.name).combine_chunks(), "removed").to_numpy()
-        touched = int((removed > 0).sum())
+        column = table.column(self.name).combine_chunks()
+        touched = int(np.count_nonzero(np.diff(column.field("spans").offsets.to_numpy())))
         repaired = {"cut": touched} if touched else {}
-        detail = {"removed": int(removed.sum())}
+        detail = {"removed": int(column.field("removed").to_numpy().sum())}
         return table, Record.of("", split, total, table.num_rows, repaired=repaired, detail=detail)
 
 
@@ -178,7 +192,7 @@ def _spread(cuts: Cuts, counts: np.ndarray) -> Cuts:
     """Cuts of the documents that count as those of all documents."""
     lengths = np.zeros(len(counts), np.int64)
     lengths[counts] = np.diff(cuts.offsets)
-    return Cuts(cuts.start, cuts.end, np.concatenate([[0], np.cumsum(lengths)]))
+    return Cuts(cuts.start, cuts.end, np.concatenate([[0], np.cumsum(lengths)]), cuts.put)
 
 
 def _whole(batch: Batch, cuts: Cuts, earlier: Cuts) -> Cuts:
@@ -192,8 +206,9 @@ def _whole(batch: Batch, cuts: Cuts, earlier: Cuts) -> Cuts:
 
 
 def _removed(cuts: Cuts) -> np.ndarray:
-    """int64 [documents]: bytes."""
-    sums = np.concatenate([[0], np.cumsum(cuts.end - cuts.start)])
+    """int64 [documents]: bytes in whose place nothing stands."""
+    gone = (cuts.end - cuts.start) * cuts.texts().is_null().to_numpy(zero_copy_only=False)
+    sums = np.concatenate([[0], np.cumsum(gone)])
     return sums[cuts.offsets[1:]] - sums[cuts.offsets[:-1]]
 
 
@@ -202,14 +217,14 @@ def _struct(cuts: Cuts) -> pa.StructArray:
     return pa.StructArray.from_arrays([spans, pa.array(_removed(cuts))], fields=list(CUTS))
 
 
-def _save(path: str, array: np.ndarray) -> None:
-    with store.commit(path) as sink:
-        np.save(sink, array)
+@dataclass(frozen=True)
+class OneByOne:
+    """Finds what a local method cuts."""
 
+    method: Local
 
-def _load(path: str) -> np.ndarray:
-    with store.open_read(path) as source:
-        return np.load(io.BytesIO(source.read()))
+    def of(self, number: int) -> Callable[[Batch], Cuts]:
+        return self.method.cuts
 
 
 @dataclass(frozen=True)
@@ -220,7 +235,7 @@ class RepeatedLines:
     path: str
 
     def of(self, number: int) -> Callable[[Batch], Cuts]:
-        hashes = _load(self.path)
+        hashes = store.read_array(self.path)
         return lambda batch: repeated_lines.repeats(batch, hashes, self.method.unit, self.method.least)
 
 
@@ -250,7 +265,8 @@ def _lines(work: _Work, method: Lines) -> RepeatedLines:
     if received != rows:
         raise ledger.LedgerError(f"clean:lines: {rows} counts were sent, {received} arrived; run again")
     path = f"{work.scratch}/frequent.npy"
-    _save(path, np.sort(np.concatenate([np.empty(0, np.uint64), *(_load(record["path"]) for record in made)])))
+    frequent = [np.empty(0, np.uint64), *(store.read_array(record["path"]) for record in made)]
+    store.write_array(path, np.sort(np.concatenate(frequent)))
     return RepeatedLines(method, path)
 
 
@@ -280,7 +296,7 @@ class ByHash(beam.DoFn):
     def process(self, path: str) -> Iterator[BLOCK]:
         table = store.read_table(path)
         hashed, documents = table.column("hash").to_numpy(), table.column("documents").to_numpy()
-        partition = (((hashed >> np.uint64(32)) * np.uint64(self.partitions)) >> np.uint64(32)).astype(np.int64)
+        partition = ranges(hashed, self.partitions)
         mine = partition % self.part[1] == self.part[0]
         yield from blocks(partition[mine], {"hash": hashed[mine], "documents": documents[mine]})
 
@@ -295,7 +311,7 @@ class Frequent(beam.DoFn):
         table = pa.Table.from_batches(list(element[1]))
         counts = Counts(table.column("hash").to_numpy(), table.column("documents").to_numpy())
         path = f"{self.scratch}/frequent/{element[0]}.npy"
-        _save(path, repeated_lines.frequent(repeated_lines.merge([counts]), self.count))
+        store.write_array(path, repeated_lines.frequent(repeated_lines.merge([counts]), self.count))
         yield {"path": path, "rows": table.num_rows}
 
 
@@ -329,7 +345,7 @@ def _substring(work: _Work, method: Substring) -> RepeatedWords:
     words = np.empty(sum(record["words"] for record in made), np.uint64)
     lengths, ids, filled = [np.empty(0, np.int64)], [pa.array([], pa.large_string())], 0
     for record in made:
-        words[filled : filled + record["words"]] = _load(record["path"])
+        words[filled : filled + record["words"]] = store.read_array(record["path"])
         filled += record["words"]
         documents = store.read_table(record["documents"])
         lengths.append(documents.column("words").to_numpy())
@@ -364,6 +380,6 @@ class WriteWords(beam.DoFn):
             documents.append(pa.table({"id": ids, "words": np.diff(batch.words.offsets).astype(np.int64)}))
         empty = pa.table({"id": pa.array([], pa.large_string()), "words": pa.array([], pa.int64())})
         paths = [f"{self.scratch}/words/{number}.{kind}" for kind in ("npy", "parquet")]
-        _save(paths[0], np.concatenate(words))
+        store.write_array(paths[0], np.concatenate(words))
         store.write_sidecar(paths[1], "", pa.concat_tables([empty, *documents]), {})
         yield {"number": number, "path": paths[0], "documents": paths[1], "words": sum(map(len, words))}

@@ -18,6 +18,8 @@ from typing import Annotated, Any
 
 import typer
 
+from trainers import fits
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -33,7 +35,9 @@ Options = Annotated[list[str] | None, typer.Argument(help="After --: options of 
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of one that comes along (quickstart).")],
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe file, or the name of a bundled one: quickstart, quality, edu, toxicity.")
+    ],
     options: Options = None,
     folder: Folder = None,
     workers: Workers = 1,
@@ -106,6 +110,65 @@ def dedupe(
 
     parts = {"dedupe": {method: given(prefer=prefer)}}
     _guarded(lambda: _step(data, "dedupe", parts, folder, options, workers), as_json)
+
+
+@app.command(help=f"Fit the model of a scorer to the documents of shards or of a run: {', '.join(fits.names())}.")
+def fit(
+    method: Annotated[str, typer.Argument(help=f"What to fit: {', '.join(fits.names())}.")],
+    data: Input,
+    options: Options = None,
+    settings: Annotated[
+        Named,
+        typer.Option("--set", help="KEY=VALUE of the method, as 'positives=good' or parameters.epoch=3; repeatable."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the fit: fit:NAME in recipes; METHOD by default.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder to copy the model to, besides RUN/models/NAME.")] = None,
+    folder: Folder = None,
+    workers: Workers = 1,
+    as_json: Json = False,
+) -> None:
+    _guarded(lambda: _fit(method, data, settings or [], name or method, out, folder, options, workers), as_json)
+
+
+def _fit(
+    method: str,
+    data: str,
+    texts: list[str],
+    name: str,
+    out: str | None,
+    folder: str | None,
+    options: list[str] | None,
+    workers: int,
+) -> dict[str, Any]:
+    from pipelines import store
+    from pipelines.plan import model_folder
+    from pipelines.steps_alone import check_out, copy_model, settings
+
+    check_out(out)
+    result = _step(data, "fit", {"fit": {name: settings(method, texts)}}, folder, options, workers)
+    if name not in result["fits"]:  # no shard could be read
+        return result
+    model = model_folder(result["run"], name)
+    card = store.read_json(str(model / "card.json")) or {}
+    made = {"method": method, "name": name, "model": str(copy_model(model, out)), "card": card}
+    _show_fit(made, result["fits"][name]["reused"])
+    return {**result, "fit": {**made, "reused": result["fits"][name]["reused"]}}
+
+
+def _show_fit(made: dict[str, Any], reused: bool) -> None:
+    """Where the model lies, what it was fitted on, and what it is worth on documents held out."""
+    card = made["card"]
+    typer.echo(f"model: {made['model']}{' (as it was: nothing has changed)' if reused else ''}")
+    documents = card.get("documents", {})
+    counts = documents.items() if isinstance(documents, dict) else [("all", documents)]
+    if counts:
+        typer.echo("documents: " + ", ".join(f"{label} {count:,}" for label, count in counts))
+    held = {k: v for k, v in (card.get("holdout") or {}).items() if isinstance(v, int | float)}
+    counted = f"({held.pop('documents', 0):,} documents)"
+    if "auc" in held:
+        typer.echo(f"hold-out AUC: {held['auc']:.4f} ± {held.get('auc_standard_error', math.nan):.4f} {counted}")
+    elif held:
+        typer.echo(f"hold-out: {', '.join(f'{k} {v:.4f}' for k, v in held.items())} {counted}")
 
 
 @app.command()

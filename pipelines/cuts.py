@@ -1,6 +1,7 @@
-"""Documents without the spans that the methods of `clean` cut from them. Shards stay as they are: spans are sidecars.
+"""Documents without the spans that the methods of `clean` cut from them, and with what these put in their place.
 
-Whatever reads text after the step `clean` reads it here. Spans take 16 bytes each; those of one split are held.
+Shards stay as they are: spans are sidecars. Whatever reads text after the step `clean` reads it here. The spans of one
+split are held, 16 bytes each and what stands in their place.
 """
 
 from __future__ import annotations
@@ -16,11 +17,17 @@ from pipelines.reading import Admission, Read, read
 from pipelines.shards import Split
 from transforms.batch import Batch
 
-SPAN = pa.struct([pa.field("start", pa.int64(), nullable=False), pa.field("end", pa.int64(), nullable=False)])
+SPAN = pa.struct(
+    [
+        pa.field("start", pa.int64(), nullable=False),
+        pa.field("end", pa.int64(), nullable=False),
+        pa.field("put", pa.large_string(), metadata={"unit": "stands in its place; null: nothing"}),
+    ]
+)
 CUTS = pa.struct(
     [
         pa.field("spans", pa.large_list(SPAN), nullable=False, metadata={"unit": "bytes of the admitted text"}),
-        pa.field("removed", pa.int64(), nullable=False, metadata={"unit": "bytes"}),
+        pa.field("removed", pa.int64(), nullable=False, metadata={"unit": "bytes in whose place nothing stands"}),
     ]
 )
 
@@ -53,14 +60,16 @@ class Spans:
         return cuts
 
 
-def _arrays(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """start, end and offsets of a column of CUTS."""
+def _arrays(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, np.ndarray, pa.LargeStringArray | None]:
+    """start, end, offsets and put of a column of CUTS."""
     if not len(column):
-        return np.empty(0, np.int64), np.empty(0, np.int64), np.zeros(1, np.int64)
+        return np.empty(0, np.int64), np.empty(0, np.int64), np.zeros(1, np.int64), None
     spans = column.combine_chunks().field("spans")
     offsets = spans.offsets.to_numpy()
     values = spans.values.slice(offsets[0], offsets[-1] - offsets[0])
-    return values.field("start").to_numpy(), values.field("end").to_numpy(), offsets - offsets[0]
+    put = values.field("put")
+    some = None if put.null_count == len(put) else put
+    return values.field("start").to_numpy(), values.field("end").to_numpy(), offsets - offsets[0], some
 
 
 def read_cut(

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipelines import store
 from pipelines.code import code_digest
 from pipelines.plan import model_folder
-from pipelines.sample import Sample, draw
+from pipelines.sample import Sample, SampleError, draw
 from pipelines.shards import Split
 from pipelines.steps import Context
 from pipelines.tables import Tables
@@ -34,7 +34,10 @@ def fit(
     held = store.read_json(path)
     if held and held["key"] == key and folder.is_dir() and store.folder_digest(str(folder)) == held["digest"]:
         return {**held, "reused": True}
-    spec.fit(samples, folder, tables.seed)
+    try:
+        spec.fit(samples, folder, tables.seed)
+    except ValueError as error:  # what a fit says of samples that do not serve
+        raise SampleError(f"fit {name!r}: {error}") from error
     seconds = time.perf_counter() - started
     context.seconds[f"fit {name}"] = seconds
     made = {"key": key, "digest": store.folder_digest(str(folder)), "seconds": seconds}

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 import scorers
 from pipelines import store
 from pipelines.clean import Lines, Substring
+from pipelines.clean_local import C4Lines, MaskPII
 from pipelines.cuts import CUTS
 from pipelines.dedupe import FLAGS, Exact
 from pipelines.mix import Mixture
@@ -26,15 +27,23 @@ from pipelines.recipe import CLEANING, MODELS, Recipe, RecipeError, explain, nea
 from pipelines.score import Column
 from pipelines.select import SELECTION
 from pipelines.semantic import Semantic
-from pipelines.shards import Shard, type_text
+from pipelines.shards import Shard, plain_type, type_of, type_text
 from pipelines.tables import Holdout, Struct, Tables
 from sql.expressions import Expression, ExpressionError, is_number
 from trainers import fits
 from trainers.fits import Fit
 
 METHODS: dict[str, Any] = {"exact": Exact, "minhash": Near, "semantic": Semantic}
-CLEAN: dict[str, Any] = {"lines": Lines, "substring": Substring}
-EXTRAS = {"fasttext": "fasttext", "tokenizers": "tokenizer", "torch": "trainer"}
+CLEAN: dict[str, Any] = {"lines": Lines, "substring": Substring, "c4": C4Lines, "pii": MaskPII}
+EXTRAS = {
+    "fasttext": "fasttext",
+    "phonenumbers": "pii",
+    "publicsuffixlist": "url",
+    "py3langid": "language",
+    "tokenizers": "tokenizer",
+    "torch": "trainer",
+    "tree_sitter": "code",
+}
 
 
 class Plan:
@@ -52,9 +61,7 @@ class Plan:
         self.given = given
         self.fitted = {name for name, parameters in given.items() if any(_is_fit(v) for v in parameters.values())}
         self.methods = {name: _made(f"dedupe.{name}", METHODS[name], given) for name, given in recipe.dedupe.items()}
-        self.cleaning = {
-            name: _made(f"clean.{name}", CLEAN[name], recipe.clean[name]) for name in CLEANING if name in recipe.clean
-        }
+        self.cleaning = {name: _cleaning(name, recipe.clean[name]) for name in CLEANING if name in recipe.clean}
         if self.cleaning and recipe.tokenizer:
             self.fitted.add("tokens")  # counted when the text is what mixtures will hold
         self.mixtures = {name: _made(f"mix.{name}", Mixture, parameters) for name, parameters in recipe.mix.items()}
@@ -124,6 +131,8 @@ class Plan:
 
     def _check(self, shards: list[Shard], raw: Mapping[str, str]) -> None:
         known = {name: Struct("", column.scorer.fields(), "") for name, column in self.columns.items()}
+        for name, held in self.columns.items():
+            _check_needs(f"score.{name}", held.scorer.needs, raw)
         first = self._with(shards, raw, known)
         first = first.remove(first.get_field_index("holdout"))  # clusters decide who is held out
         for name, method in self.methods.items():
@@ -142,10 +151,12 @@ class Plan:
                     _check(f"fit.{name}.{column}", text, middle, lambda kind: True)
         for name in self.fitted:
             kind, parameters = self._parameters(name)
-            known[name] = Struct("", scorers.find(kind).model_construct(**parameters).fields(), "")
+            scorer = scorers.find(kind).model_construct(**parameters)
+            _check_needs(f"score.{name}", scorer.needs, raw)
+            known[name] = Struct("", scorer.fields(), "")
         late = self._with(shards, raw, known)
         for name, text in self.recipe.select.items():
-            _check(f"select.{name}", text, late, quantiles=True)
+            _check(f"select.{name}", text, late, operators=True)
         if self.recipe.holdout:
             _check("holdout.where", self.recipe.holdout.where, late)
         last = self._with(shards, raw, known | {"selection": Struct("", SELECTION, "")})
@@ -167,6 +178,11 @@ def _made(field: str, kind: type[BaseModel], parameters: dict[str, Any]) -> Any:
     except ValidationError as error:
         lines = explain(error, kind, parameters, f"{field}." if field else "")
         raise RecipeError("\n".join(line.replace(".: ", ": ", 1) for line in lines)) from error
+
+
+def _cleaning(name: str, given: dict[str, Any]) -> Any:
+    _require(f"clean.{name}", getattr(CLEAN[name], "package", None))
+    return _made(f"clean.{name}", CLEAN[name], given)
 
 
 def _fit(field: str, given: dict[str, Any]) -> Fit:
@@ -202,17 +218,30 @@ def _check(
     schema: pa.Schema,
     kind: Callable[[pa.DataType], bool] = pa.types.is_boolean,
     expected: str = "true or false",
-    quantiles: bool = False,
+    operators: bool = False,
 ) -> None:
     try:
         expression = Expression(text)
         found = expression.check(schema)
     except ExpressionError as error:
         raise RecipeError(f"{field}: {error}") from error
-    if expression.quantiles and not quantiles:
-        raise RecipeError(f"{field}: {text!r} asks for a quantile, which only conditions under `select` can")
+    if expression.operators and not operators:
+        name = expression.operators[0].function
+        raise RecipeError(f"{field}: {text!r} asks for a {name}, which only conditions under `select` can")
     if not kind(found):
         raise RecipeError(f"{field}: {text!r} is {found}, expected {expected}")
+
+
+def _check_needs(field: str, needs: Iterable[str], raw: Mapping[str, str]) -> None:
+    """Raises RecipeError: no shard has a column that a scorer reads, or it holds no plain values."""
+    for name in needs:
+        if name not in raw:
+            raise RecipeError(f"{field}: reads the column {name!r}, which no shard has{nearest(name, raw)}")
+        try:
+            pa.nulls(0, plain_type(type_of(raw[name]))).cast(pa.large_string())
+        except pa.ArrowException:
+            kind = type_of(raw[name])
+            raise RecipeError(f"{field}: column {name!r} is {kind}; it reads text, numbers or dates") from None
 
 
 def _check_weights(name: str, mixture: Mixture, sources: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from trainers import fits
 
 MODELS = "fit:"  # `fit:name` as a path means the model that the recipe's fit step of that name makes
 METHODS = ("exact", "minhash", "semantic")  # of dedupe
-CLEANING = ("lines", "substring")  # methods of clean, in their order
+CLEANING = ("lines", "substring", "c4", "pii")  # methods of clean, in their order
 HELDOUT = "heldout"  # the mixture of the documents held out
 FORMS = {  # of the parts of a recipe that are mappings
     "sources": "{NAME: GLOB}",
@@ -28,6 +29,7 @@ FORMS = {  # of the parts of a recipe that are mappings
     "score": "{NAME: {KEY: VALUE}}",
     "mix": "{NAME: {KEY: VALUE}}",
 }
+SET = re.compile(r"\$\{([A-Z][A-Z0-9_]*)(?::([-?])([^{}]*))?\}")  # ${NAME}, ${NAME:-default}, ${NAME:?what it is}
 MAPPINGS = ("dict_type", "model_type", "model_attributes_type")  # pydantic's names for "this is no mapping"
 OWN = ("source", "shard", "row", "id", "bytes", "characters", "draw", "holdout", "selection")  # of every document
 
@@ -140,7 +142,7 @@ class Recipe(_Strict):
             yield "train.config.seed: each model has one of train.seeds; give those"
 
     def _models(self) -> Iterator[str]:
-        """Every `fit:NAME` names a fit that makes what the scorer reads."""
+        """Every `fit:NAME` names a fit whose model the scorer reads."""
         named: list[tuple[str, Any, str]] = [("tokenizer", self.tokenizer, "tokens")]
         for name, given in self.score.items():
             named += [(f"score.{name}.{key}", value, given.get("scorer", name)) for key, value in given.items()]
@@ -153,8 +155,8 @@ class Recipe(_Strict):
                 continue
             method = self.fit[fit].get("method", "")
             known = method in fits.names() and scorer in scorers.names()
-            if known and (made := fits.find(method).makes) != scorer:
-                yield f"{field}: {value!r} makes a model of {made!r}, not of {scorer!r}"
+            if known and scorer not in (readers := fits.find(method).readers):
+                yield f"{field}: {value!r} makes a model for {' or '.join(readers)}, not for {scorer}"
 
 
 def nearest(name: Any, known: Any) -> str:
@@ -198,7 +200,31 @@ def load(path: str) -> Recipe:
         raise RecipeError(f"{file} is not YAML: {error}") from error
     if not isinstance(given, dict):
         raise RecipeError(f"{file}: a recipe is a mapping with name, sources, …; found {type(given).__name__}")
-    return parse(given, str(file))
+    return parse(_filled_in(given, f"{file}: "), str(file))
+
+
+def _filled_in(value: Any, field: str) -> Any:
+    """A recipe with `${NAME}` in its values replaced by environment variables, as shells do; empty ones are null.
+
+    Raises:
+        RecipeError: one is not set and has no default; the message is what the recipe says after `:?`.
+    """
+    if isinstance(value, dict):
+        dot = "" if field.endswith(": ") else "."
+        return {key: _filled_in(held, f"{field}{dot}{key}") for key, held in value.items()}
+    if isinstance(value, list):
+        return [_filled_in(held, field) for held in value]
+    if not isinstance(value, str):
+        return value
+
+    def found(match: re.Match[str]) -> str:
+        name, mark, rest = match.groups()
+        if mark == "-" or os.environ.get(name):
+            return os.environ.get(name) or rest
+        what = f" to {rest}" if rest else ""
+        raise RecipeError(f"{field}: set the environment variable {name}{what}, as in `{name}=… corpusmill run …`")
+
+    return (SET.sub(found, value) or None) if SET.search(value) else value
 
 
 def _meant(name: str, known: list[str]) -> str:

@@ -164,8 +164,8 @@ class ScoreSplit(beam.DoFn):
 
 
 def _extra(columns: Sequence[Column]) -> list[str]:
-    """Columns besides id and text that scorers ask for (a `needs` attribute of the class)."""
-    return sorted({name for c in columns for name in getattr(c.scorer, "needs", ())})
+    """Columns besides id and text that scorers ask for."""
+    return sorted({name for c in columns for name in c.scorer.needs})
 
 
 def _count(index: ledger.Record, batch: Read) -> None:

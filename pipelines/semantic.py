@@ -11,7 +11,6 @@ not compared.
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from pipelines import engine, ledger, store
 from pipelines.clusters import BLOCK, Scratch, blocks
 from pipelines.code import code_digest
-from pipelines.dedupe import FLAGS
+from pipelines.dedupe import FLAGS, starts
 from pipelines.ledger import Record
 from pipelines.score import Column
 from pipelines.semantic_signature import Encoder, SemanticSignature, check
@@ -34,7 +33,7 @@ from pipelines.steps import Context, MapSplit
 from pipelines.tables import MisalignedError, Struct, Tables
 from sql.expressions import Expression, evaluate
 from transforms.components import ranks
-from transforms.draws import hashes, seeded
+from transforms.draws import hashes, ranges, seeded
 from transforms.semantic import cluster_sums, duplicates, initial_centroids, move, nearest
 from transforms.text import hash_pieces
 
@@ -147,15 +146,16 @@ def _clusters(work: _Work, method: Semantic) -> np.ndarray:
     path = f"{work.scratch.folder}/centroids.npy"
     centroids = np.empty((0, 0), np.int16)
     for record in work.each_group("semantic seeds", Seeds(work, k)):
-        found = _load(record["path"])
+        found = store.read_array(record["path"])
         both = np.concatenate([centroids, found]) if len(centroids) else found
         centroids = initial_centroids(both, _draw(work, both), k)[0]
     if not len(centroids):
         return np.empty(0, np.int64)
     for number in range(method.rounds + 1):
-        _save(path, centroids)
+        store.write_array(path, centroids)
         made = work.each_group("semantic k-means", Assign(work, path))
-        moved = move(centroids, sum((_load(record["path"]) for record in made), np.zeros(centroids.shape, np.int64)))
+        sums = (store.read_array(record["path"]) for record in made)
+        moved = move(centroids, sum(sums, np.zeros(centroids.shape, np.int64)))
         if np.array_equal(moved, centroids) or number == method.rounds:
             break
         centroids = moved
@@ -222,16 +222,6 @@ def _draw(work: _Work, vectors: np.ndarray) -> np.ndarray:
     return seeded(work.tables.seed, _hash(vectors))
 
 
-def _save(path: str, array: np.ndarray) -> None:
-    with store.commit(path) as sink:
-        np.save(sink, array)
-
-
-def _load(path: str) -> np.ndarray:
-    with store.open_read(path) as source:
-        return np.load(io.BytesIO(source.read()))
-
-
 class Seeds(beam.DoFn):
     """Group -> file of its k distinct vectors of lowest draw: the centroids to begin with are among them."""
 
@@ -247,7 +237,7 @@ class Seeds(beam.DoFn):
             both = vectors if held is None else np.concatenate([held, vectors])
             held = initial_centroids(both, seeded(self.seed, _hash(both)), self.k)[0]
         path = f"{self.folder}/seeds/{number}.npy"
-        _save(path, np.empty((0, 0), np.int16) if held is None else held)
+        store.write_array(path, np.empty((0, 0), np.int16) if held is None else held)
         yield {"group": number, "path": path}
 
 
@@ -259,16 +249,16 @@ class Assign(beam.DoFn):
 
     def process(self, element: tuple[int, list[tuple[int, Split]]]) -> Iterator[dict]:
         number, splits = element
-        centroids = _load(self.centroids)
+        centroids = store.read_array(self.centroids)
         sums, counts = np.zeros(centroids.shape, np.int64), np.zeros(len(centroids), np.int64)
         for place, split in splits:
             vectors = _vectors(self.run, split)[1]
             labels = nearest(vectors, centroids)
             sums += cluster_sums(vectors, labels, len(centroids))
             counts += np.bincount(labels[vectors.any(axis=1)], minlength=len(centroids))
-            _save(f"{self.folder}/labels/{place}.npy", labels)
+            store.write_array(f"{self.folder}/labels/{place}.npy", labels)
         path = f"{self.folder}/sums/{number}.npy"
-        _save(path, sums)
+        store.write_array(path, sums)
         yield {"group": number, "path": path, "counts": counts.tolist()}
 
 
@@ -300,7 +290,7 @@ class Candidates(beam.DoFn):
         }
         ordered = pa.table(columns).take(pa.array(some))
         ordered = ordered.take(pc.sort_indices(ordered, sort_keys=BEST_FIRST)).combine_chunks()
-        start = _starts(ordered.column("hash").to_numpy())
+        start = starts(ordered.column("hash").to_numpy())
         best = ordered.take(pa.array(start))
         place = best.column("place").to_numpy()
         rows = {name: best.column(name) for name in ("hash", "priority", "id", "split", "row")}
@@ -308,20 +298,15 @@ class Candidates(beam.DoFn):
         width = vectors.itemsize * vectors.shape[1]
         chosen = pa.py_buffer(np.ascontiguousarray(vectors[place]))
         rows["vector"] = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(place), [None, chosen])
-        block = self._block(_load(f"{self.folder}/labels/{number}.npy")[place], best.column("hash").to_numpy())
+        labels = store.read_array(f"{self.folder}/labels/{number}.npy")
+        block = self._block(labels[place], best.column("hash").to_numpy())
         mine = np.flatnonzero(block % self.part[1] == self.part[0])
         yield from blocks(block[mine], {name: column.take(pa.array(mine)) for name, column in rows.items()})
 
     def _block(self, labels: np.ndarray, hashed: np.ndarray) -> np.ndarray:
         """Number of the block: those of a cluster follow each other."""
         first = np.cumsum(self.pieces) - self.pieces
-        piece = ((hashed >> np.uint64(32)) * self.pieces[labels].astype(np.uint64)) >> np.uint64(32)
-        return first[labels] + piece.astype(np.int64)
-
-
-def _starts(key: np.ndarray) -> np.ndarray:
-    """int64 [different keys]: where each begins in keys that are in order."""
-    return np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]]))
+        return first[labels] + ranges(hashed, self.pieces[labels])
 
 
 class Decide(beam.DoFn):
@@ -337,7 +322,7 @@ class Decide(beam.DoFn):
         table = pa.Table.from_batches(list(element[1]))
         table = table.take(pc.sort_indices(table, sort_keys=BEST_FIRST)).combine_chunks()
         hashed, split, row, count = (table.column(n).to_numpy() for n in ("hash", "split", "row", "count"))
-        start = _starts(hashed)
+        start = starts(hashed)
         packed = table.column("vector").take(pa.array(start)).combine_chunks()
         vectors = np.frombuffer(packed.buffers()[1], "<i2")[: len(start) * packed.type.byte_width // 2]
         vectors = vectors.reshape(len(start), -1)

@@ -159,9 +159,9 @@ def check_columns(schema: pa.Schema, text: str) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"several columns are named {', '.join(map(repr, twice))}")
-    if not is_text(plain := _plain(schema.field(text).type)):
+    if not is_text(plain := plain_type(schema.field(text).type)):
         raise ValueError(f"column {text!r} is {plain}, not text")
-    if "id" in names and not is_text(plain := _plain(schema.field("id").type)):
+    if "id" in names and not is_text(plain := plain_type(schema.field("id").type)):
         try:
             pa.nulls(0, plain).cast(pa.large_string())
         except pa.ArrowException:
@@ -173,7 +173,8 @@ def is_text(kind: pa.DataType) -> bool:
     return any(test(kind) for test in IS_TEXT)
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type of the values, however they are encoded."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
@@ -252,7 +253,7 @@ def schema_of(shards: Iterable[Shard], text: str = "text") -> dict[str, tuple[st
 
 def _essence(kind: pa.DataType) -> pa.DataType:
     """What matters of a type: not how its values are encoded or how wide its offsets are."""
-    kind = _plain(kind)
+    kind = plain_type(kind)
     if is_text(kind):
         binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
         return pa.binary() if any(test(kind) for test in binary) else pa.string()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from pipelines.recipe import Recipe, RecipeError, load, parse
+from trainers import fits
 
 
 def recipe_for(data: str, parts: dict[str, Any], folder: str | None) -> tuple[Recipe, str]:
@@ -56,11 +58,7 @@ def parameters(scorers: Sequence[str]) -> dict[str, dict[str, Any]]:
         pairs = [pair.partition("=") for pair in rest.split(",") if pair]
         if any(not mark for _, mark, _ in pairs):
             raise RecipeError(f"--scorer {text!r}: write NAME:KEY=VALUE,KEY=VALUE")
-        try:
-            result[name] = {key.strip(): yaml.safe_load(value) for key, _, value in pairs}
-        except yaml.YAMLError as error:
-            why = getattr(error, "problem", None) or "not YAML"
-            raise RecipeError(f"--scorer {text!r}: a VALUE cannot be read as YAML ({why})") from error
+        result[name] = {key.strip(): _yaml(value, f"--scorer {text!r}") for key, _, value in pairs}
     return result
 
 
@@ -73,3 +71,58 @@ def conditions(texts: Sequence[str]) -> dict[str, str]:
             raise RecipeError(f"--where {text!r}: write NAME=CONDITION, as 'long=characters > 200'")
         result[name.strip()] = condition.strip()
     return result
+
+
+def settings(method: str, texts: Sequence[str]) -> dict[str, Any]:
+    """`parameters.epoch=3` -> {"method": METHOD, "parameters": {"epoch": 3}}: the parameters of a fit, read as YAML.
+
+    What the fit wants as text, as SQL, is taken as it stands.
+
+    Raises:
+        RecipeError: there is no such method, or a text is no KEY=VALUE.
+    """
+    try:
+        fields = fits.find(method).model_fields
+    except LookupError as error:
+        raise RecipeError(str(error)) from error
+    result: dict[str, Any] = {}
+    for text in texts:
+        key, mark, value = text.partition("=")
+        names = key.strip().split(".")
+        if not mark or not all(names):
+            raise RecipeError(f"--set {text!r}: write KEY=VALUE, as 'documents=2000' or 'parameters.epoch=3'")
+        wanted = fields[names[0]].annotation if names[0] in fields else None
+        into = result
+        for name in names[:-1]:
+            into = into.setdefault(name, {})
+            if not isinstance(into, dict):
+                raise RecipeError(f"--set {text!r}: {name!r} was given a value before")
+        into[names[-1]] = value.strip() if str in (wanted, *get_args(wanted)) else _yaml(value, f"--set {text!r}")
+    return {**result, "method": method}
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        why = getattr(error, "problem", None) or "not YAML"
+        raise RecipeError(f"{where}: a VALUE cannot be read as YAML ({why})") from error
+
+
+def check_out(out: str | None) -> None:
+    """Raises RecipeError: a folder to copy a model to holds something else than a model."""
+    if out is None or not Path(out).exists():
+        return
+    if not Path(out).is_dir():
+        raise RecipeError(f"--out: {out} is a file; give a folder for the model")
+    held = sorted(path.name for path in Path(out).iterdir())
+    if held and not {"card.json", "tokenizer.json"}.intersection(held):
+        raise RecipeError(f"--out: {out} holds {held[0]} and no model; choose another folder")
+
+
+def copy_model(model: Path, out: str | None) -> Path:
+    """Copy a model folder to `out`, over one that lies there; returns where the model is."""
+    if out is None:
+        return model
+    shutil.copytree(model, out, dirs_exist_ok=True)
+    return Path(out)

@@ -7,6 +7,7 @@ next run removes. Remote folders (gs://, s3://, hdfs://) go through Beam's file 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
@@ -163,6 +165,16 @@ def committed(path: str, key: str) -> dict[str, Any] | None:
 def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
     with open_read(path) as source:
         return pq.read_table(source, columns=columns)
+
+
+def write_array(path: str, array: np.ndarray) -> None:
+    with commit(path) as sink:
+        np.save(sink, array)
+
+
+def read_array(path: str) -> np.ndarray:
+    with open_read(path) as source:
+        return np.load(io.BytesIO(source.read()))
 
 
 def file_digest(path: str) -> str:

@@ -28,6 +28,11 @@ class Scorer(BaseModel):
     name: ClassVar[str]
     package: ClassVar[str | None] = None
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Columns that it reads besides text and id; at least one shard must have them, in the others they are null."""
+        return ()
+
     def fields(self) -> pa.StructType:
         """The struct this scorer adds; units stand in the metadata of its fields."""
         raise NotImplementedError

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from scorers.fasttext import one_line, probabilities
+from scorers.fasttext import END, one_line, probabilities, zero
 from trainers.fits import Fit, Wanted
+from trainers.holdout import classification
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,7 +46,7 @@ class FitFastText(Fit):
     """A fastText classifier: documents where `positives` holds against a random draw where `negatives` holds."""
 
     method: ClassVar[str] = "fasttext"
-    makes: ClassVar[str] = "fasttext"
+    readers: ClassVar[tuple[str, ...]] = ("fasttext",)
     package: ClassVar[str] = "fasttext"
     positives: str
     negatives: str = "true"
@@ -99,7 +100,7 @@ def fit_fasttext(
         )  # fmt: skip
     lines.unlink()
     if parameters.zero_end_of_sentence:
-        _zero(model, "</s>")
+        zero(model, END)
     temporary = out / "model.bin.tmp"
     model.save_model(str(temporary))
     temporary.replace(out / "model.bin")
@@ -111,7 +112,7 @@ def fit_fasttext(
         "parameters": parameters.model_dump(),
         "seed": seed,
         "documents": {"good": len(good), "other": len(other)},
-        "holdout": evaluation(*scores),
+        "holdout": classification(*scores),
     }
     (out / "card.json").write_text(json.dumps(card, indent=1))
     return card
@@ -132,32 +133,3 @@ def _zeroed_memory() -> Iterator[None]:
         yield
     finally:
         mallopt(M_PERTURB, 0)
-
-
-def _zero(model: Any, word: str) -> None:
-    at = model.get_word_id(word)
-    if at >= 0:
-        matrix = np.array(model.get_input_matrix())
-        matrix[at] = 0
-        model.set_matrices(matrix, np.array(model.get_output_matrix()))
-
-
-def evaluation(good: np.ndarray, other: np.ndarray) -> dict[str, Any]:
-    """ROC-AUC by ranks (ties count half), its standard error, and how often documents of each score decile are good."""
-    from sklearn.metrics import roc_auc_score
-
-    truth = np.concatenate([np.ones(len(good)), np.zeros(len(other))])
-    scores = np.concatenate([good, other])
-    auc = float(roc_auc_score(truth, scores))
-    q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
-    pairs = len(good) * len(other)
-    variance = (auc * (1 - auc) + (len(good) - 1) * (q1 - auc**2) + (len(other) - 1) * (q2 - auc**2)) / pairs
-    bins = np.minimum((scores * 10).astype(int), 9)
-    calibration = []
-    for decile in range(10):
-        here = bins == decile
-        if here.any():
-            means = {"score": float(scores[here].mean()), "good": float(truth[here].mean())}
-            calibration.append({"from": decile / 10, "documents": int(here.sum()), **means})
-    error = float(np.sqrt(max(variance, 0.0)))
-    return {"documents": len(truth), "auc": auc, "auc_standard_error": error, "calibration": calibration}

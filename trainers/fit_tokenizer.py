@@ -21,7 +21,7 @@ class FitTokenizer(Fit):
     """A byte-level BPE tokenizer of `vocabulary` tokens, from `megabytes` of documents where `where` holds."""
 
     method: ClassVar[str] = "tokenizer"
-    makes: ClassVar[str] = "tokens"
+    readers: ClassVar[tuple[str, ...]] = ("tokens", "statistics")
     package: ClassVar[str] = "tokenizers"
     vocabulary: int = Field(8192, ge=257)
     where: str = "true"
@@ -33,7 +33,9 @@ class FitTokenizer(Fit):
     def fit(self, samples: Mapping[str, pa.Table], out: Path, seed: int) -> dict[str, Any]:
         texts = samples["documents"].column("text").to_pylist()
         fit_tokenizer(texts, out, self.vocabulary)
-        return {"vocabulary": self.vocabulary, "documents": len(texts)}
+        card = {"parameters": {"vocabulary": self.vocabulary}, "documents": {"all": len(texts)}}
+        (out / "card.json").write_text(json.dumps(card, indent=1))
+        return card
 
 
 def fit_tokenizer(texts: Iterable[str], out: Path, vocabulary: int = 8192) -> Path:

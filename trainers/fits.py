@@ -39,12 +39,12 @@ class Wanted:
 class Fit(BaseModel):
     """A fit's parameters are its fields; recipes name it by the name of its module without `fit_`.
 
-    `makes` is the scorer that reads the model, `package` what has to be installed besides the core.
+    `readers` are the scorers that read the model, `package` what has to be installed besides the core.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     method: ClassVar[str]
-    makes: ClassVar[str]
+    readers: ClassVar[tuple[str, ...]]
     package: ClassVar[str | None] = None
 
     def samples(self) -> dict[str, Wanted]:
@@ -59,7 +59,7 @@ class Fit(BaseModel):
 
         Returns:
             The card, which also stands in `out/card.json`: what a reader of the report wants to know. Where there is
-            something to learn it has `parameters`, `documents` by label and `holdout` (see `fit_fasttext.evaluation`).
+            something to learn it has `parameters`, `documents` by label and `holdout` (see `trainers.holdout`).
 
         Raises:
             ValueError: the samples do not serve; the message says what was given and what was expected.

@@ -197,3 +197,12 @@ def test_a_target_without_held_out_documents_is_an_error(tmp_path: Path) -> None
     with pytest.raises(TrainingError, match=r"no held-out document is of \['docs'\]; they are of \['web'\]") as error:
         compare(str(tmp_path), Training(mixtures=["m"], seeds=[0], target=["docs"]))
     assert error.value.exit_code == 2
+
+
+def test_columns_that_scorers_need(folder: Path, toy_tokenizer: Path) -> None:
+    """A column that no shard has, or of no plain values, is a mistake; one that some shards lack is not."""
+    missing = r"score\.url: reads the column 'lat', which no shard has; did you mean 'late'"
+    for column, message in [("lat", missing), ("tags", r"score\.url: column 'tags' is list")]:
+        with pytest.raises(RecipeError, match=message):
+            check(folder, toy_tokenizer, score={"url": {"column": column}})
+    check(folder, toy_tokenizer, score={"url": {"column": "late"}, "date": {"column": "n"}})

@@ -86,7 +86,7 @@ def test_a_good_recipe_and_its_defaults() -> None:
         (
             "score.quality.model",
             "fit:tokenizer",
-            "score.quality.model: 'fit:tokenizer' makes a model of 'tokens', not of 'fasttext'",
+            "score.quality.model: 'fit:tokenizer' makes a model for tokens or statistics, not for fasttext",
         ),
         (
             "score.source",
@@ -107,7 +107,7 @@ def test_a_good_recipe_and_its_defaults() -> None:
         ("sources", {}, "sources: Dictionary should have at least 1 item after validation, not 0 (given: {})"),
         ("dedupe.exakt", {}, "dedupe.exakt: no such method; did you mean 'exact'?"),
         ("tokenizer", None, "tokenizer: mixtures are weighed in tokens; give a tokenizer.json"),
-        ("tokenizer", "fit:quality", "tokenizer: 'fit:quality' makes a model of 'fasttext', not of 'tokens'"),
+        ("tokenizer", "fit:quality", "tokenizer: 'fit:quality' makes a model for fasttext, not for tokens"),
         ("text", "id", "text: 'id' is a column that corpusmill adds itself"),
         ("mix.heldout", {}, "mix: 'heldout' means the documents held out; choose another name"),
         ("select.holdout", "true", "select: 'holdout' means the documents held out"),

@@ -46,6 +46,13 @@ def scorer(
     items.write_text('{"id": "x", "text": "A plain sentence that ends. And another one, with more words in it."}')
     models: dict[str, dict[str, Any]] = {"tokens": {"tokenizer": toy_tokenizer}, "fasttext": {"model": toy_fasttext}}
     models["decontaminate"] = {"items": items}
+    models |= {name: {"model": request.getfixturevalue(f"toy_{name}")} for name in ("got_d", "dp4tl")}
+    causal = {"model": request.getfixturevalue("toy_causal"), "window": 256, "stride": 192}
+    models |= {"perplexity": causal, "eu_plane": causal | {"tokens": True}}
+    classifier = {"model": request.getfixturevalue("toy_classifier"), "label": 1}
+    (items.parent / "terms.txt").write_text("sentence\nwords\t0.5\nx\n日本語\t2\n")
+    models["classifier"] = classifier
+    models["safety"] = classifier | {"terms": items.parent, "boundaries": "substring", "threshold": 0.5}
     made = scorers.make(request.param, models.get(request.param))
     made.setup()
     return made

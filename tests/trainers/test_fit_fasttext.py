@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from sklearn.metrics import roc_auc_score
 
 from scorers.fasttext import probabilities
-from trainers.fit_fasttext import GOOD, OTHER, FastTextParameters, evaluation, fit_fasttext
+from trainers.fit_fasttext import GOOD, OTHER, FastTextParameters, fit_fasttext
+from trainers.holdout import classification
 
 SMALL = FastTextParameters(dim=8, bucket=2000, epoch=10)
 
@@ -52,7 +53,7 @@ def test_the_card_is_correct(fitted: Any) -> None:
     model = fasttext.load_model(str(out / "model.bin"))
     held = [planted(600, 0.5, 1)[::10], planted(500, 0.0, 2)[::10]]
     scores = [probabilities(model, texts, GOOD) for texts in held]
-    assert card["holdout"] == evaluation(*scores)
+    assert card["holdout"] == classification(*scores)
     assert sorted(p.name for p in out.iterdir()) == ["card.json", "model.bin"], "nothing else is left"
 
 
@@ -102,18 +103,3 @@ def test_too_few_documents_and_wrong_parameters(tmp_path: Path) -> None:
     for wrong in ({"lr": 0}, {"dim": 0}, {"epochs": 3}, {"bucket": -1}):
         with pytest.raises(ValidationError):
             FastTextParameters(**wrong)
-
-
-def test_evaluation_by_hand() -> None:
-    """Hanley and McNeil's standard error, written out for AUC 0.75 of two against two."""
-    found = evaluation(np.array([0.9, 0.3]), np.array([0.35, 0.2]))
-    q1, q2 = 0.75 / 1.25, 2 * 0.75**2 / 1.75
-    variance = (0.75 * 0.25 + q1 - 0.75**2 + q2 - 0.75**2) / 4
-    assert found["auc"] == 0.75 and found["auc_standard_error"] == pytest.approx(variance**0.5)
-    assert found["calibration"] == [
-        {"from": 0.2, "documents": 1, "score": 0.2, "good": 0.0},
-        {"from": 0.3, "documents": 2, "score": pytest.approx(0.325), "good": 0.5},
-        {"from": 0.9, "documents": 1, "score": 0.9, "good": 1.0},
-    ]
-    assert evaluation(np.array([0.5, 0.5]), np.array([0.5, 0.5]))["auc"] == 0.5, "ties count half"
-    assert evaluation(np.array([1.0]), np.array([0.0]))["auc_standard_error"] == 0.0

@@ -146,7 +146,7 @@ def show(result: dict[str, Any]) -> None:
     table = Table(title=f"{title}: ROC-AUC by column, ↓ where lower is better")
     for heading in ("column", "AUC", "95 % interval", "documents", "s/MB"):
         table.add_column(heading, justify="left" if heading == "column" else "right")
-    telling = {name: row for name, row in result["columns"].items() if row["low"] < row["high"]}
+    telling = {name: row for name, row in result["columns"].items() if row["low"] < row["high"] or row["auc"] != 0.5}
     for name, row in sorted(telling.items(), key=lambda item: -abs(item[1]["auc"] - 0.5)):
         down = row["auc"] < 0.5
         low, high = (1 - row["high"], 1 - row["low"]) if down else (row["low"], row["high"])

@@ -27,6 +27,7 @@ app = typer.Typer(
     help="Curate training corpora at the speed of columns, with a ledger that balances "
     "and a trainer that measures the result.",
 )
+BUNDLED = sorted(path.stem for path in (Path(__file__).parent / "recipes").glob("*.yaml"))
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
 Workers = Annotated[int, typer.Option(help="Worker processes on this machine; 1 runs in this process.", min=1)]
 Folder = Annotated[str | None, typer.Option("--run", help="Run folder; runs/NAME of the recipe by default.")]
@@ -35,9 +36,7 @@ Options = Annotated[list[str] | None, typer.Argument(help="After --: options of 
 
 @app.command()
 def run(
-    recipe: Annotated[
-        str, typer.Argument(help="A recipe file, or the name of a bundled one: quickstart, quality, edu, toxicity.")
-    ],
+    recipe: Annotated[str, typer.Argument(help=f"A recipe file, or the name of a bundled one: {', '.join(BUNDLED)}.")],
     options: Options = None,
     folder: Folder = None,
     workers: Workers = 1,
@@ -220,10 +219,12 @@ def _step(
 ) -> dict[str, Any]:
     from pipelines import summary
     from pipelines.run import run as run_recipe
-    from pipelines.steps_alone import recipe_for
+    from pipelines.steps_alone import recipe_for, recipe_kept
 
     recipe, run = recipe_for(data, parts, folder)
-    return _finish(recipe, run_recipe(recipe, run, options or [], workers, step), summary)
+    with recipe_kept(run):
+        result = run_recipe(recipe, run, options or [], workers, step)
+    return _finish(recipe, result, summary)
 
 
 @app.command()

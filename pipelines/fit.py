@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from pipelines.shards import Split
 from pipelines.steps import Context
 from pipelines.tables import Tables
 from trainers.fits import Fit, Wanted
+from transforms.draws import hashes
 
 
 def fit(
@@ -34,15 +37,25 @@ def fit(
     held = store.read_json(path)
     if held and held["key"] == key and folder.is_dir() and store.folder_digest(str(folder)) == held["digest"]:
         return {**held, "reused": True}
-    try:
-        spec.fit(samples, folder, tables.seed)
-    except ValueError as error:  # what a fit says of samples that do not serve
-        raise SampleError(f"fit {name!r}: {error}") from error
+    _replace(spec, samples, folder, f"{context.run}/scratch/fit", tables.seed, name)
     seconds = time.perf_counter() - started
     context.seconds[f"fit {name}"] = seconds
     made = {"key": key, "digest": store.folder_digest(str(folder)), "seconds": seconds}
     store.write_json(path, made)
     return {**made, "reused": False}
+
+
+def _replace(spec: Fit, samples: dict[str, pa.Table], folder: Path, scratch: str, seed: int, name: str) -> None:
+    """Fit into a folder of its own, then put it in the place of the model before: of that no file stays."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    Path(scratch).mkdir(parents=True)
+    try:
+        spec.fit(samples, Path(scratch), seed)
+    except ValueError as error:  # what a fit says of samples that do not serve
+        raise SampleError(f"fit {name!r}: {error}") from error
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    Path(scratch).rename(folder)
 
 
 def _samples(
@@ -55,9 +68,14 @@ def _samples(
         where = want.where
         if want.without:
             last = drawn[want.without].column("draw")[-1]
-            where = f"({where}) AND NOT (({wanted[want.without].where}) AND draw <= {last})"
+            where = f"({where}) AND (({wanted[want.without].where}) AND draw <= {last}) IS NOT TRUE"
         label = name if len(wanted) == 1 else f"{name}.{sample}"
-        drawn[sample] = draw(context, tables, splits, _sample(label, where, want), documents)
+        try:
+            drawn[sample] = draw(context, tables, splits, _sample(label, where, want), documents)
+        except SampleError as error:
+            beside = f" besides those of {want.without!r}" if want.without else ""
+            message = f"fit {name!r}: no document satisfies {want.where!r} and is not held out{beside}"
+            raise SampleError(message) from error
     return drawn
 
 
@@ -69,7 +87,7 @@ def _sample(name: str, where: str, want: Wanted) -> Sample:
 
 
 def _digest(table: pa.Table) -> str:
-    """Of the documents drawn and what came along with them; their text follows from the splits."""
-    drawn = table.column("draw").to_numpy().tobytes() + "\0".join(table.column("id").to_pylist()).encode()
-    values = [table.column(name).to_pylist() for name in table.column_names[4:]]
-    return store.digest(drawn.hex(), repr(values))
+    """Of the texts drawn, in their order, and what came along with them; two texts may have one id."""
+    texts = hashes(table.column("text").combine_chunks()).tobytes()
+    values = [table.column(name).to_pylist() for name in table.column_names[3:] if name != "text"]
+    return store.digest(texts.hex(), repr(values))

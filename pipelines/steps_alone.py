@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,11 +32,35 @@ def recipe_for(data: str, parts: dict[str, Any], folder: str | None) -> tuple[Re
         raise RecipeError("with a glob, --run must name the run folder to write to")
     else:
         before = Path(folder) / "recipe.yaml"
-        given = yaml.safe_load(before.read_text()) if before.is_file() else {"name": Path(folder).name or "run"}
+        given = yaml.safe_load(before.read_text()) if before.is_file() else {"name": _name(folder)}
         given["sources"] = {"documents": data}
+    for name, fit in parts.get("fit", {}).items():
+        held_fit = (given.get("fit") or {}).get(name, fit)
+        if held_fit.get("method") != fit["method"]:
+            raise RecipeError(f"the run has a {held_fit.get('method')} fit named {name!r}; choose another --name")
     for part, value in parts.items():
         given[part] = _merged(given.get(part), value)
     return parse(given), folder or data.rstrip("/")
+
+
+def _name(folder: str) -> str:
+    """A name that a recipe may have, from that of a folder."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(folder).name).strip(".") or "run"
+
+
+@contextmanager
+def recipe_kept(folder: str) -> Iterator[None]:
+    """A step that fails leaves the run's recipe as it was, so that the next command does not meet its mistake again."""
+    path = Path(folder) / "recipe.yaml"
+    before = path.read_bytes() if path.is_file() else None
+    try:
+        yield
+    except BaseException:
+        if before is not None:
+            path.write_bytes(before)
+        elif path.is_file():
+            path.unlink()
+        raise
 
 
 def _merged(held: Any, value: Any) -> Any:
@@ -116,13 +142,22 @@ def check_out(out: str | None) -> None:
     if not Path(out).is_dir():
         raise RecipeError(f"--out: {out} is a file; give a folder for the model")
     held = sorted(path.name for path in Path(out).iterdir())
-    if held and not {"card.json", "tokenizer.json"}.intersection(held):
+    if held and "card.json" not in held:
         raise RecipeError(f"--out: {out} holds {held[0]} and no model; choose another folder")
 
 
 def copy_model(model: Path, out: str | None) -> Path:
-    """Copy a model folder to `out`, over one that lies there; returns where the model is."""
+    """Copy a model folder to `out`, over an older version that lies there; returns where the model is.
+
+    Raises:
+        RecipeError: `out` holds files that are no part of this model, which would then be a mixture of two.
+    """
     if out is None:
         return model
+    here = {path.name for path in Path(out).iterdir()} if Path(out).is_dir() else set()
+    if others := sorted(here - {path.name for path in model.iterdir()}):
+        raise RecipeError(
+            f"--out: {out} holds {others[0]}, no part of this model; copy it from {model} yourself"
+        )
     shutil.copytree(model, out, dirs_exist_ok=True)
     return Path(out)

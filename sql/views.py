@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from sql.operators import GUMBEL, group_key
-from transforms.draws import draws
+from transforms.draws import below, draws, seeded
 
 log = logging.getLogger("corpusmill")
 MEMORY = "1GB"
@@ -335,14 +335,34 @@ def _documents(connection: duckdb.DuckDBPyConnection, folder: Folder, spill: Pat
         columns.append(f"sidecar{k}.{_name(column)}")
         if column == "selection":
             columns += [f"sidecar{k}.selection.{name} AS {name}" for name in ("draw", "holdout")]
-    if "selection" not in (column for column, _ in sidecars):  # before it is there, conditions can be tried already
-        columns.append("draw_of(i.id) AS draw")
-    seed = folder.recipe.get("seed", 0)
-    connection.create_function(
-        "draw_of", lambda ids: pa.array(draws(seed, ids.combine_chunks())), ["VARCHAR"], "UBIGINT", type="arrow"
-    )
+    made = [column for column, _ in sidecars]
+    if "selection" not in made:  # before it is there, conditions can be tried already
+        columns += ["draw_of(i.id) AS draw", *_holdout(folder, made)]
+    _functions(connection, folder)
     _execute(connection, "documents", columns=",\n    ".join(columns), joins="".join(joins))
     _operators(connection)
+
+
+def _holdout(folder: Folder, made: list[str]) -> list[str]:
+    """The column that tells who is held out, once the clusters that decide it are there."""
+    clusters = (folder.recipe.get("holdout") or {}).get("clusters", "exact")
+    if not folder.recipe.get("holdout"):
+        return ["false AS holdout"]
+    return [f"held_out(sidecar{made.index(clusters)}.{_name(clusters)}.cluster) AS holdout"] if clusters in made else []
+
+
+def _functions(connection: duckdb.DuckDBPyConnection, folder: Folder) -> None:
+    """`draw_of` an id and whether a cluster is `held_out`, by the arithmetic of a run."""
+    seed, share = folder.recipe.get("seed", 0), (folder.recipe.get("holdout") or {}).get("share", 0.0)
+
+    def draw_of(ids: pa.ChunkedArray) -> pa.Array:
+        return pa.array(draws(seed, ids.combine_chunks()))
+
+    def held_out(clusters: pa.ChunkedArray) -> pa.Array:
+        return pa.array(below(seeded(seed, clusters.combine_chunks().to_numpy(zero_copy_only=False)), share))
+
+    connection.create_function("draw_of", draw_of, ["VARCHAR"], "UBIGINT", type="arrow")
+    connection.create_function("held_out", held_out, ["UBIGINT"], "BOOLEAN", type="arrow")
 
 
 def _operators(connection: duckdb.DuckDBPyConnection) -> None:

@@ -158,6 +158,52 @@ def test_a_folder_of_something_else_is_left_alone(labelled: Path, tmp_path: Path
     assert not (tmp_path / "run").exists(), "found before any work"
 
 
+def test_a_copy_is_of_one_model(labelled: Path, fitted: tuple[Path, Any, str], tmp_path: Path) -> None:
+    arguments = ("fit", "tokenizer", f"{labelled}/*.parquet", "--set", "vocabulary=300", "--run", str(tmp_path / "run"))
+    code, _, said = corpusmill(*arguments, "--out", fitted[1]["fit"]["model"])
+    assert code == 2 and "model.bin, no part of this model" in said
+
+
+def test_another_method_under_a_name_leaves_nothing_of_the_first(labelled: Path, tmp_path: Path) -> None:
+    run = str(tmp_path / "a run")
+    arguments = (f"{labelled}/*.parquet", "--name", "x", "--run", run)
+    assert corpusmill("fit", "fasttext", *arguments, *SETTINGS)[0] == 0
+    code, _, said = corpusmill("fit", "tokenizer", *arguments, "--set", "vocabulary=300")
+    assert code == 2 and "the run has a fasttext fit named 'x'; choose another --name" in said
+    given = yaml.safe_load((Path(run) / "recipe.yaml").read_text())
+    given["fit"]["x"] = {"method": "tokenizer", "vocabulary": 300}
+    (Path(run) / "recipe.yaml").write_text(yaml.safe_dump(given))
+    assert corpusmill("run", f"{run}/recipe.yaml", "--run", run, "--until", "fit")[0] == 0
+    names = {path.name for path in (Path(run) / "models" / "x").iterdir()}
+    assert names == {"card.json", "tokenizer.json", "tokenizer_config.json"}
+
+
+def test_a_failed_step_does_not_stand_in_the_way_of_others(labelled: Path, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    code, _, said = corpusmill("fit", "fasttext", f"{labelled}/*.parquet", "--set", "positives=id = 'd1'", "--run", run)
+    assert code == 2 and "at least 20 documents" in said
+    code, _, said = corpusmill("fit", "tokenizer", f"{labelled}/*.parquet", "--set", "vocabulary=300", "--run", run)
+    assert code == 0, said
+
+
+def test_texts_that_share_an_id_are_told_apart(tmp_path: Path) -> None:
+    """Only what is drawn changes: another of two texts of one id."""
+    made = []
+    for prefer in ("bytes", "-bytes"):
+        texts = [f"{i} " + "many words are here " * 9 for i in range(40)]
+        write(tmp_path / "a.parquet", {"id": [f"d{i}" for i in range(40)], "text": texts})
+        write(
+            tmp_path / "b.parquet", {"id": [f"d{i}" for i in range(40)], "text": [t.replace(" ", "  ") for t in texts]}
+        )
+        fit = {"t": {"method": "tokenizer", "vocabulary": 300, "where": "exact.keep"}}
+        sources = {name: f"{tmp_path}/{name}.parquet" for name in "ab"}
+        given = {"name": "r", "sources": sources, "dedupe": {"exact": {"prefer": prefer}}, "fit": fit}
+        (tmp_path / "r.yaml").write_text(yaml.safe_dump(given))
+        assert corpusmill("run", f"{tmp_path}/r.yaml", "--run", f"{tmp_path}/run", "--until", "fit")[0] == 0
+        made.append((tmp_path / "run" / "models" / "t" / "tokenizer.json").read_bytes())
+    assert made[0] != made[1]
+
+
 def test_settings_are_read_by_what_the_field_wants() -> None:
     given = [
         "positives=true",

@@ -97,6 +97,7 @@ def test_draws_before_the_selection_are_those_after_it(toy, tmp_path):
     shutil.copytree(toy, copy)
     shutil.rmtree(copy / "selection")
     assert rows(copy, "SELECT id, draw FROM documents ORDER BY id") == after
+    assert rows(copy, "SELECT count(*) FROM documents WHERE holdout") == [(0,)], "the recipe holds none out"
     query = "SELECT id FROM documents WHERE top_k(fineweb.line_punct_ratio, 9, by := source) ORDER BY id"
     assert rows(copy, query) == rows(toy, query)
     assert len(rows(toy, query)) == 18
@@ -140,7 +141,7 @@ def test_only_the_current_recipe_and_shards_appear(tmp_path):
     run(parse({**plain, "score": {"fineweb": {}}}), folder, until="score")
     found = query(folder, "FROM documents")
     assert found.num_rows == 30
-    assert found.column_names[-2:] == ["fineweb", "draw"], "what is a duplicate has to be decided again"
+    assert found.column_names[-3:] == ["fineweb", "draw", "holdout"], "what is a duplicate has to be decided again"
     assert {step for (step,) in rows(Path(folder), "SELECT step FROM ledger")} >= {"index", "scores:fineweb"}
     assert rows(Path(folder), "SELECT count(*) FROM ledger WHERE step LIKE '%gopher%'") == [(0,)]
 
@@ -156,6 +157,17 @@ def test_an_edited_recipe_hides_what_it_has_not_made_again(tmp_path):
     run(recipe(tmp_path, admission={"nul": "drop"}), folder, until="score")
     found = set(query(folder, "FROM documents").column_names)
     assert "fineweb" in found and not found & {"exact", "tokens", "selection"}
+
+
+def test_who_is_held_out_is_known_before_the_selection(tmp_path):
+    for source in ("books", "web"):
+        write(tmp_path / source / "0.parquet", [text(k) for k in range(60)])
+    folder = str(tmp_path / "run")
+    run(recipe(tmp_path, holdout={"share": 0.3}), folder, until="select")
+    held = "SELECT source, row FROM documents WHERE holdout ORDER BY ALL"
+    after = rows(Path(folder), held)
+    shutil.rmtree(Path(folder) / "selection")
+    assert 0 < len(after) < 120 and rows(Path(folder), held) == after
 
 
 def test_documents_held_out_by_another_recipe_are_no_mixture(toy, tmp_path):
@@ -183,7 +195,7 @@ def test_what_is_not_there_yet_has_no_view(tmp_path):
     assert "fineweb" not in query(folder, "FROM documents").column_names
     shutil.rmtree(tmp_path / "books")
     assert query(folder, "FROM documents").column_names == [
-        *("source", "shard", "row", "id", "bytes", "characters", "draw")
+        *("source", "shard", "row", "id", "bytes", "characters", "draw", "holdout")
     ]
 
 

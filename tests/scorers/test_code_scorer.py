@@ -106,7 +106,7 @@ def test_comments_in_comments_count_once() -> None:
     assert parse("python", b"x = '# no comment'\n").comments == 0
 
 
-@given(st.lists(st.text(st.characters(max_codepoint=0x1FFFF), max_size=40), max_size=5))
+@given(st.lists(st.text(st.characters(codec="utf-8", max_codepoint=0x1FFFF), max_size=40), max_size=5))
 def test_shape_equals_a_slow_reference(texts: list[str]) -> None:
     batch = Batch(pa.record_batch({"text": pa.array(texts, pa.large_string())}))
     longest, share = shape(batch.bytes, batch.offsets)

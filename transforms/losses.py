@@ -1,4 +1,4 @@
-"""Loss and entropy of every token of documents under a causal language model, in nats.
+"""Loss, entropy and rank of every token of documents under a causal language model; in nats.
 
 Documents are tokenised, cut into windows and packed into rows of one length, best fit (see `transforms.packing`), so
 next to nothing is padding. The logits of CHUNK_NUMBERS / vocabulary tokens are held at a time, and only of tokens whose
@@ -43,6 +43,7 @@ class TokenLosses:
     document: np.ndarray  # int64 [tokens], number of the document
     loss: np.ndarray  # float32 [tokens], -log p of the token, nats
     entropy: np.ndarray  # float32 [tokens], of the distribution that the token was drawn from, nats
+    rank: np.ndarray  # int32 [tokens], how many tokens the model held for likelier
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def _alternating(first: pa.LargeStringArray, second: pa.LargeStringArray) -> pa.
 
 def _score(model: CausalModel, lot: Lot, windows: Windows, row: int) -> TokenLosses:
     """Losses of the wanted tokens that the windows predict, one thread to a row on a CPU."""
-    loss, entropy = np.zeros(len(lot), np.float32), np.zeros(len(lot), np.float32)
+    loss, entropy, rank = (np.zeros(len(lot), kind) for kind in (np.float32, np.float32, np.int32))
     done = np.zeros(len(lot), bool)
     rows = pack(windows.length, row)
 
@@ -195,7 +196,7 @@ def _score(model: CausalModel, lot: Lot, windows: Windows, row: int) -> TokenLos
         at, *found = _score_row(
             model, lot, Windows(*(x[chosen] for x in (windows.start, windows.length, windows.context))), row
         )
-        loss[at], entropy[at] = found
+        loss[at], entropy[at], rank[at] = found
         done[at] = True
 
     threads = torch.get_num_threads()
@@ -208,12 +209,12 @@ def _score(model: CausalModel, lot: Lot, windows: Windows, row: int) -> TokenLos
             read(r)
     if np.isnan(loss).any():
         raise ValueError("the model gives losses that are no numbers; its weights are broken or overflow")
-    return TokenLosses(lot.document[done], loss[done], entropy[done])
+    return TokenLosses(lot.document[done], loss[done], entropy[done], rank[done])
 
 
 @torch.inference_mode()
-def _score_row(model: CausalModel, lot: Lot, windows: Windows, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Places in the lot of the tokens that the windows score, their losses and entropies; the row is filled up."""
+def _score_row(model: CausalModel, lot: Lot, windows: Windows, row: int) -> tuple[np.ndarray, ...]:
+    """Places in the lot of the tokens that the windows score, losses, entropies and ranks; the row is filled up."""
     lengths = windows.length
     within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     place = np.repeat(windows.start, lengths) + within
@@ -229,22 +230,26 @@ def _score_row(model: CausalModel, lot: Lot, windows: Windows, row: int) -> tupl
     return targets, *found
 
 
-def head_losses(model: CausalModel, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [tokens] each: losses of the targets (int64 [tokens]) and entropies, from hidden states [tokens, width].
+def head_losses(
+    model: CausalModel, hidden: torch.Tensor, targets: torch.Tensor
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """[tokens] each: losses of the targets (int64 [tokens]) and entropies, both float32, and the targets' ranks, int32,
+    from hidden states [tokens, width].
 
     Chunks have one size for a model, the last is filled up, so that products keep their shape.
     """
     vocabulary = model.model.get_output_embeddings().weight.shape[0]
     size = 1 << max(6, (CHUNK_NUMBERS // vocabulary).bit_length() - 1)
-    loss, entropy = (np.zeros(len(targets), np.float32) for _ in range(2))
+    loss, entropy, rank = (np.zeros(len(targets), kind) for kind in (np.float32, np.float32, np.int32))
     for a in range(0, len(targets), size):
         part = slice(a, a + size)
         h, t = hidden[part], targets[part, None].to(hidden.device)
         logits = model.logits(pad(h, (0, 0, 0, size - len(h))))[: len(h)]
         logits -= logits.amax(dim=1, keepdim=True)
         own = logits.gather(1, t)[:, 0]
+        rank[part] = (logits > own[:, None]).sum(dim=1, dtype=torch.int32).cpu()
         p = torch.softmax(logits, dim=1)
         normaliser = -p.amax(dim=1).log()  # the largest logit is 0
         loss[part] = (normaliser - own).cpu()
         entropy[part] = (normaliser - (p * logits.clamp_min_(-1e30)).sum(dim=1)).cpu()  # 0 · -inf shall be 0
-    return loss, entropy
+    return loss, entropy, rank

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,12 @@ from pipelines.cli import app
 from pipelines.recipe import RecipeError, load
 from sql.views import query
 
-MODELS = {"toxicity": "TOXICITY_MODEL", "edu": "EDU_MODEL", "quality": "QUALITY_MODEL"}
+MODELS = {
+    "toxicity": "TOXICITY_MODEL",
+    "edu": "EDU_MODEL",
+    "quality": "QUALITY_MODEL",
+    "perplexity": "PERPLEXITY_MODEL",
+}
 BUNDLED = sorted(path.stem for path in (Path(recipes.__file__).parent / "recipes").glob("*.yaml"))
 
 
@@ -100,6 +106,18 @@ def test_educational_documents_are_those_of_three_and_more(run: Any, classifier_
     assert min(len(found["educational"]), len(found["rest"])) > 10
     spread = query(str(folder), "SELECT min(edu.score) AS low, max(edu.score) AS high FROM documents").to_pylist()[0]
     assert spread["low"] < 3 < spread["high"], "a value, not a probability"
+
+
+def test_the_fifth_of_lowest_perplexity(run: Any, toy_causal: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(toy_causal, tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1024}))
+    folder, found = run("perplexity", PERPLEXITY_MODEL=str(model))
+    scores = query(str(folder), "SELECT id, perplexity.perplexity AS p FROM documents ORDER BY p, id").to_pylist()
+    at = scores[-(-len(scores) // 5) - 1]["p"]
+    assert found["lowest"] == ids(folder, "exact.keep") & {row["id"] for row in scores if row["p"] <= at}
+    assert found["rest"] == ids(folder, "exact.keep") & {row["id"] for row in scores if row["p"] > at}
+    assert 20 < len(found["lowest"]) <= len(scores) / 5 + 1 and len(found["lowest"] | found["rest"]) == 158
 
 
 def test_the_best_tenth_and_the_rest(run: Any, toy_fasttext: Path) -> None:

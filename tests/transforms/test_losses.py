@@ -237,9 +237,21 @@ def test_impossible_tokens_have_infinite_loss_and_a_finite_entropy(llama: Causal
         def logits(self, hidden: torch.Tensor) -> torch.Tensor:
             return torch.where(torch.arange(400) < 4, 0.0, float("-inf")).expand(len(hidden), 400).clone()
 
-    loss, entropy = losses.head_losses(Masked(), torch.zeros(3, 32), torch.tensor([0, 3, 200]))  # type: ignore[arg-type]
+    loss, entropy, rank = losses.head_losses(Masked(), torch.zeros(3, 32), torch.tensor([0, 3, 200]))  # type: ignore[arg-type]
     np.testing.assert_allclose(loss, [np.log(4), np.log(4), np.inf], rtol=1e-6)
     np.testing.assert_allclose(entropy, np.log(4), rtol=1e-6)
+    assert rank.tolist() == [0, 0, 4] and rank.dtype == np.int32
+
+
+def test_ranks_count_the_tokens_that_are_likelier(llama: CausalModel) -> None:
+    """Up to logits that differ in the last digits alone."""
+    hidden = torch.randn(700, 32, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(700) % 400
+    logits = llama.model.get_output_embeddings()(hidden).double()
+    own = logits.gather(1, targets[:, None])
+    rank = torch.from_numpy(losses.head_losses(llama, hidden, targets)[2])
+    assert ((logits > own + 1e-4).sum(1) <= rank).all() and (rank <= (logits > own - 1e-4).sum(1) - 1).all()
+    assert rank.min() < 5 and rank.max() > 390
 
 
 def test_a_document_of_a_hundred_thousand_tokens(llama: CausalModel) -> None:

@@ -1,4 +1,4 @@
-"""What fits have in common that compare a run's documents with a target: where both come from, as vectors.
+"""What fits have in common that serve a target: where it and a run's documents come from, and both as vectors.
 
 The samples are held in memory: texts, and 512 bytes per document with the hashing encoder.
 """
@@ -37,7 +37,7 @@ class Embedded:
         return {"target": len(self.target), "pool": len(self.pool), "without words": self.without_words}
 
 
-class TargetFit(Fit):
+class FromTarget(Fit):
     """A fit on a target and a seeded sample of the documents where `pool` holds.
 
     The target is either `target`, an SQL condition over the run's documents, or `files`: paths, folders or globs of
@@ -50,7 +50,6 @@ class TargetFit(Fit):
     target_documents: int = Field(1000, ge=1, description="at most so many")
     pool: str = "true"
     pool_documents: int = Field(10_000, ge=2, description="at most so many")
-    embedding: Embedding = Embedding()
 
     @field_validator("files", mode="before")
     @classmethod
@@ -62,7 +61,7 @@ class TargetFit(Fit):
         return tuple(dict.fromkeys(file for one in given for file in _files(str(one))))
 
     @model_validator(mode="after")
-    def _one_target(self) -> TargetFit:
+    def _one_target(self) -> FromTarget:
         if (self.target is None) == (not self.files):
             raise ValueError("the target is either `target`, an SQL condition, or `files`; give one of them")
         for file in self.files:
@@ -75,14 +74,31 @@ class TargetFit(Fit):
             return {"pool": pool}
         return {"target": Wanted(self.target, documents=self.target_documents), "pool": pool}
 
+    def targets(self, samples: Mapping[str, pa.Table], seed: int) -> pa.Array | pa.ChunkedArray:
+        """Texts of the target, in an order that follows from seed and content."""
+        return samples["target"].column("text") if self.target else self._texts(seed)
+
+    def _texts(self, seed: int) -> pa.Array:
+        """Texts of the files: those of lowest draw, in order of it, where there are more than are wanted."""
+        texts = pa.concat_arrays([_read(file, self.column) for file in self.files])
+        draw = draws(seed, texts)
+        order = np.lexsort((pc.rank(texts, tiebreaker="dense").to_numpy(), draw))
+        return texts.take(pa.array(order[: self.target_documents]))
+
+
+class TargetFit(FromTarget):
+    """Such a fit that compares the two as vectors."""
+
+    embedding: Embedding = Embedding()
+
     def embedded(self, samples: Mapping[str, pa.Table], seed: int) -> Embedded:
         """Both sides in an order that follows from seed and content.
 
         Raises:
             ValueError: fewer than one target document or two of the pool have words.
         """
-        target = samples["target"].column("text") if self.target else self._texts(seed)
-        sides = [self.embedding.vectors(texts) for texts in (target, samples["pool"].column("text"))]
+        texts = (self.targets(samples, seed), samples["pool"].column("text"))
+        sides = [self.embedding.vectors(some) for some in texts]
         with_words = [side.any(axis=1) for side in sides]
         here, there = (int(some.sum()) for some in with_words)
         if here < 1 or there < 2:
@@ -91,13 +107,6 @@ class TargetFit(Fit):
         draw = samples["pool"].column("draw").to_numpy()[with_words[1]]
         left = len(sides[0]) + len(sides[1]) - here - there
         return Embedded(sides[0][with_words[0]], sides[1][with_words[1]], draw, left)
-
-    def _texts(self, seed: int) -> pa.Array:
-        """Texts of the files: those of lowest draw, in order of it, where there are more than are wanted."""
-        texts = pa.concat_arrays([_read(file, self.column) for file in self.files])
-        draw = draws(seed, texts)
-        order = np.lexsort((pc.rank(texts, tiebreaker="dense").to_numpy(), draw))
-        return texts.take(pa.array(order[: self.target_documents]))
 
 
 def _files(path: str) -> Iterator[Path]:

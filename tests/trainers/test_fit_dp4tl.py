@@ -18,7 +18,6 @@ from pipelines.recipe import parse
 from pipelines.run import run
 from trainers.fit_dp4tl import FitDp4tl
 from transforms.batch import Batch
-from transforms.degradation import draw_bounds
 from transforms.draws import draws
 from transforms.feature_mapping import kmeans, nearest, votes
 
@@ -154,7 +153,7 @@ def test_a_recipe_spends_a_budget_by_cluster(samples: dict[str, pa.Table], tmp_p
     run(parse(given), str(tmp_path / "run"), until="select")
     clusters = {n: row["cluster"] for n, row in sidecars(tmp_path / "run" / "scores" / "dp4tl", "dp4tl").items()}
     sizes = np.bincount([c for c in clusters.values() if c is not None], minlength=3)
-    bounds = draw_bounds(np.array([sizes[0], 0, sizes[2] // 2]), sizes)
+    bounds = np.array([2**64 - 1, 0, 2**63], np.uint64)  # draws are uniform
     given["select"] = {"budget": f"draw <= list_extract({bounds.tolist()}::UBIGINT[], dp4tl.cluster + 1)"}
     run(parse(given), str(tmp_path / "run"), until="select")
     draw = dict(zip(pool.column("id").to_pylist(), draws(0, pool.column("id").combine_chunks()), strict=True))

@@ -1,0 +1,174 @@
+"""Fitting MATES' influence model: which documents would help this model, at this point of its training?
+
+Yu et al. 2024 (arXiv 2406.06046). Probes take a step each and are measured on the reference (`trainers.oracle`); a
+model of their words then predicts what a step on any document would do (`scorers.influence`). docs/influence.md has the
+loop with the trainer. A probe takes 2.6 s on one core against 256 documents of 256 tokens, 0.04 s of them for the step
+(0.95 M parameters).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import Field, field_validator, model_validator
+
+from trainers.holdout import regression
+from trainers.targets import FromTarget
+from transforms.model_folder import CAUSAL, check_model_folder, check_window
+from transforms.sequence_classifier import one_thread, window_of
+
+WINDOW = 1024  # tokens, that of the paper
+CHARACTERS = 16  # read for each token of the window
+PENALTIES = (0.01, 0.1, 1.0, 10.0)
+
+
+class FitInfluence(FromTarget):
+    """`model`: a folder of a causal model, or of a finished run of the trainer, RUN/training/MIXTURE/seedK.
+
+    In a run of the trainer the optimiser has the moments of the last checkpoint, as MATES has it; a model alone begins
+    with none, and then AdamW's first step is about as long for every document. The reference is `target` or `files`, in
+    the paper 1,024 examples of LAMBADA; probes are documents where `pool` holds, in the paper 80,000 that are never
+    selected from, and none is of the target or held out. Of both the first `window` tokens are read. `lr` is that of a
+    stable phase. Of probes whose words are the same one is kept.
+    """
+
+    method: ClassVar[str] = "influence"
+    readers: ClassVar[tuple[str, ...]] = ("influence",)
+    package: ClassVar[str] = "torch"
+    model: Path
+    target_documents: int = Field(64, ge=1, description="at most so many")
+    pool_documents: int = Field(1000, ge=40, description="probes, at most so many")
+    window: int | None = Field(None, ge=2, le=8192, description="None: as many as the model reads, at most 1024")
+    lr: float = Field(1e-3, gt=0, allow_inf_nan=False)
+
+    @field_validator("model")
+    @classmethod
+    def _usable(cls, path: Path) -> Path:
+        from trainers.mixture import load_tokenizer
+
+        folder = _folder(path)
+        check_model_folder(folder, CAUSAL)
+        load_tokenizer(folder)
+        if _checkpoints(path):
+            from trainers.checkpoint import newest
+
+            if newest(path / "checkpoints") is None:
+                raise ValueError(f"no checkpoint in {path}/checkpoints is whole; give {folder}, or train anew")
+        return path
+
+    @model_validator(mode="after")
+    def _reads_the_window(self) -> FitInfluence:
+        check_window(check_model_folder(_folder(self.model), CAUSAL), self._tokens())
+        return self
+
+    def _tokens(self) -> int:
+        """Of each document."""
+        return self.window or min(WINDOW, window_of(check_model_folder(_folder(self.model), CAUSAL), None))
+
+    def fit(self, samples: Mapping[str, pa.Table], out: Path, seed: int) -> dict[str, Any]:
+        from transforms.batch import Batch
+        from transforms.hashed_ridge import features
+
+        window = self._tokens()
+        pool = samples["pool"]
+        batch = Batch(pa.record_batch({"text": _cut(pool.column("text"), window)}))
+        chosen, wordless = unrepeated(batch.word_hashes, batch.words.offsets, window)
+        if len(chosen) < 40:
+            given = f"{len(chosen)} different probes with words among {len(batch)} documents"
+            raise ValueError(f"{given}; expected at least 40: widen `pool` or raise `pool_documents`")
+        reference = _cut(self.targets(samples, seed), window)
+        if not len(reference):
+            raise ValueError("no document of the target; widen its condition or give files that hold some")
+        before, losses, card = self._probe(reference, batch.text.take(pa.array(chosen)), window)
+        held = np.arange(len(chosen)) % 10 == 0
+        mean, deviation = float(losses[~held].mean()), float(losses[~held].std())
+        if not np.ptp(losses[~held]):
+            raise ValueError(f"a step on any probe leaves the reference at {mean} nats; raise `lr` (now {self.lr})")
+        z = (losses - mean) / deviation
+        weights, penalty, predicted = learn(features(batch, window).take(chosen), z, held)
+        card |= {
+            "seed": seed,
+            "documents": {"reference": len(reference), "probes": len(chosen)}
+            | {"repeated": len(batch) - len(chosen) - wordless, "without words": wordless},
+            "reference_loss": {"before": before, "after_mean": mean, "after_std": deviation},
+            "helpful": float((losses < before).mean()),
+            "penalty": penalty,
+            "holdout": regression(z[held], predicted) | {"predicted_std": float(predicted.std())},
+        }
+        np.savez(out / "model.npz", weights=weights)
+        own = {"id": pool.column("id")} if "id" in pool.column_names else {}
+        table = pa.table({**own, "text": pool.column("text")}).take(pa.array(chosen)).drop(["text"])
+        pq.write_table(table.append_column("loss", pa.array(losses)), out / "probes.parquet")
+        (out / "card.json").write_text(json.dumps(card, indent=1))
+        return card
+
+    def _probe(
+        self, reference: pa.LargeStringArray, texts: pa.LargeStringArray, window: int
+    ) -> tuple[float, np.ndarray, dict[str, Any]]:
+        """The reference's loss before, and after a step on each text; what the card tells of how."""
+        from trainers.mixture import load_tokenizer
+        from trainers.oracle import beginnings, make_oracle, packed
+
+        folder, checkpoints = _folder(self.model), _checkpoints(self.model)
+        end = load_tokenizer(folder)[1]
+        with one_thread():
+            oracle = make_oracle(folder, checkpoints, self.lr, beginnings(folder, reference, window))
+            before = oracle.loss()
+            losses = oracle.losses(packed([tokens], end) for tokens in beginnings(folder, texts, window))
+        if not np.isfinite(losses).all():
+            given = f"{int((~np.isfinite(losses)).sum())} of {len(losses)} probes"
+            raise ValueError(f"a step on {given} gives no finite loss; lower `lr` (now {self.lr})")
+        optimizer = "moments of the last checkpoint" if checkpoints else "AdamW without moments"
+        return before, losses, {"parameters": {"lr": self.lr, "window": window, "optimizer": optimizer}}
+
+
+def _folder(path: Path) -> Path:
+    """The model folder: in a run of the trainer the one beside its checkpoints."""
+    return path / "model" if _checkpoints(path) else path
+
+
+def _checkpoints(path: Path) -> Path | None:
+    return path / "checkpoints" if (path / "checkpoints").is_dir() else None
+
+
+def _cut(texts: pa.Array | pa.ChunkedArray, window: int) -> pa.LargeStringArray:
+    """The beginnings of texts, with more characters than a window's tokens have."""
+    cut = pc.utf8_slice_codeunits(texts.cast(pa.large_string()), 0, window * CHARACTERS)
+    return cut.combine_chunks() if isinstance(cut, pa.ChunkedArray) else cut
+
+
+def unrepeated(hashes: np.ndarray, offsets: np.ndarray, words: int) -> tuple[np.ndarray, int]:
+    """The first of the documents that begin with the same `words` words (int64), and how many have no words."""
+    seen: dict[bytes, int] = {}
+    for d in range(len(offsets) - 1):
+        seen.setdefault(hashes[offsets[d] : min(offsets[d] + words, offsets[d + 1])].tobytes(), d)
+    seen.pop(b"", None)
+    return np.array(list(seen.values()), np.int64), int((np.diff(offsets) == 0).sum())
+
+
+def learn(given: Any, z: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
+    """Weights (float32) learned from those not held out, their penalty, and predictions (float64) for those held out.
+
+    The penalty is the one of PENALTIES that predicts every fifth of the learned from the others with the least error.
+    """
+    from transforms.hashed_ridge import dot, ridge
+
+    def learned(some: np.ndarray, penalty: float) -> np.ndarray:
+        return ridge(given.take(some), z[some], penalty).astype(np.float32)
+
+    train = np.flatnonzero(~held)
+    tried = np.arange(len(train)) % 5 == 0
+    errors = [
+        float(np.mean((dot(given.take(train[tried]), learned(train[~tried], p)) - z[train[tried]]) ** 2))
+        for p in PENALTIES
+    ]
+    penalty = PENALTIES[int(np.argmin(errors))]
+    weights = learned(train, penalty)
+    return weights, penalty, dot(given.take(np.flatnonzero(held)), weights)

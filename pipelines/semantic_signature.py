@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from scorers import Scorer
 from transforms.batch import Batch
+from transforms.model_folder import ENCODER, check_model_folder
 from transforms.semantic import HashingEncoder, TransformerEncoder, quantise
 
 Encoder = Literal["hashing"] | Path
@@ -60,12 +61,11 @@ def width(encoder: Encoder) -> int:
 
 
 def check(encoder: Encoder) -> None:
-    """Raises ValueError: no such encoder, one whose pooling is not known, or a package is missing."""
+    """Raises ValueError: no such encoder, no whole one, one whose pooling is not known, or a package is missing."""
     width(encoder)
     if isinstance(encoder, Path):
         TransformerEncoder(folder=encoder).pooling()
-        if not any(encoder.glob("*.safetensors")):
-            raise ValueError(f"{encoder} holds no .safetensors file; save the encoder's weights as safetensors")
+        check_model_folder(encoder, ENCODER)
         for package in ("torch", "transformers"):
             if importlib.util.find_spec(package) is None:
                 raise ValueError(f"an encoder folder needs the package {package}; pip install 'corpusmill[trainer]'")

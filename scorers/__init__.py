@@ -6,6 +6,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -43,6 +44,12 @@ class Scorer(BaseModel):
     def score(self, batch: Batch) -> pa.StructArray:
         """One struct per document of the batch, in the batch's order."""
         raise NotImplementedError
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """What was loaded (each `cached_property`) stays behind: every worker process loads its own."""
+        state, own = super().__getstate__(), type(self)
+        held = {k: v for k, v in state["__dict__"].items() if not isinstance(getattr(own, k, None), cached_property)}
+        return {**state, "__dict__": held}
 
 
 def names() -> list[str]:

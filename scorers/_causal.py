@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -45,9 +45,3 @@ class CausalScorer(Scorer):
 
     def setup(self) -> None:
         _ = self._loaded
-
-    def __getstate__(self) -> dict[Any, Any]:
-        """The loaded model stays behind: the scorers of a process share one."""
-        state = super().__getstate__()
-        state["__dict__"] = {k: v for k, v in state["__dict__"].items() if k != "_loaded"}
-        return state

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from pydantic import model_validator
 
 from scorers import Scorer
+from transforms.model_folder import read_card
 
 if TYPE_CHECKING:
     from transforms.embedding import Embedding
@@ -54,19 +54,13 @@ class TargetScorer(Scorer):
     def setup(self) -> None:
         _ = self._loaded
 
-    def __getstate__(self) -> dict[Any, Any]:
-        """The loaded model stays behind: each worker loads its own."""
-        state = super().__getstate__()
-        state["__dict__"] = {k: v for k, v in state["__dict__"].items() if k != "_loaded"}
-        return state
-
 
 def _load(folder: Path, name: str, expected: dict[str, tuple[type, str]]) -> Loaded:
     """Raises ValueError: files are missing or broken, or arrays of another type or shape than expected."""
     from transforms.embedding import Embedding
 
     try:
-        card = json.loads((folder / "card.json").read_bytes())
+        card = read_card(folder)
         given = dict(card["embedding"])
         with np.load(folder / "model.npz", allow_pickle=False) as held:
             arrays = {array: held[array] for array in expected}

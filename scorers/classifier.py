@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from scorers import Scorer
 from scorers._chunk_scores import finite, pooled
 from transforms.batch import Batch
 from transforms.chunks import Sections
+from transforms.model_folder import check_device
 from transforms.sequence_classifier import ClassifierFolder, SequenceClassifier, check_classifier, load
 
 FIELDS = {
@@ -48,7 +49,7 @@ class Classifier(Scorer):
     label: str | int | None = None
     sections: Sections = "whole"
     most_chunks: int = Field(64, ge=1)
-    device: str = "cpu"
+    device: Annotated[str, AfterValidator(check_device)] = "cpu"
 
     @model_validator(mode="after")
     def _usable(self) -> Classifier:
@@ -75,9 +76,3 @@ class Classifier(Scorer):
         columns = [finite(pools["mean"]), finite(pools["highest"]), finite(pools["lowest"])]
         columns += [pa.array(chunks.counts.astype(np.int32)), pa.array(chunks.tokens), pa.array(chunks.unread)]
         return pa.StructArray.from_arrays(columns, fields=list(self.fields()))
-
-    def __getstate__(self) -> dict[Any, Any]:
-        """The loaded model stays behind: each worker loads its own."""
-        state = super().__getstate__()
-        state["__dict__"] = {k: v for k, v in state["__dict__"].items() if k not in ("_loaded", "_checked")}
-        return state

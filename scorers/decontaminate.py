@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -68,12 +68,6 @@ class Decontaminate(Scorer):
     def score(self, batch: Batch) -> pa.StructArray:
         found = self._index.match(batch)
         return pa.StructArray.from_arrays(found.flatten(), fields=list(self.fields()))
-
-    def __getstate__(self) -> dict[Any, Any]:
-        """The index stays behind: each worker makes its own."""
-        state = super().__getstate__()
-        state["__dict__"] = {k: v for k, v in state["__dict__"].items() if k != "_index"}
-        return state
 
 
 def _files(path: Path) -> list[Path]:

@@ -5,7 +5,6 @@ The speed is the library's own list prediction (about 20 to 45 MB/s and core); p
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ from pydantic import model_validator
 
 from scorers import Scorer, _fasttext_file
 from transforms.batch import Batch
+from transforms.model_folder import read_card
 
 AT_ONCE, PIECES_AT_ONCE = 4 << 20, 1 << 14  # bytes and texts that are Python objects at a time
 END = "</s>"  # the word that fastText puts at each line's end, and at which it stops reading
@@ -58,7 +58,7 @@ class FastText(Scorer):
         """What the card tells becomes a parameter like one given: keys depend on it."""
         file = _fasttext_file.locate(self.model)
         header = _fasttext_file.read(file)
-        card = _card(file)
+        card = read_card(file.parent)
         positive = card.get("positive") if self.positive is None else self.positive
         if not isinstance(positive, str):
             raise ValueError(f"{_no_label(file)}, so `positive` must name a label of {_some(header.labels)}")
@@ -105,24 +105,6 @@ class FastText(Scorer):
     def _probabilities(self, texts: pa.LargeStringArray) -> np.ndarray:
         assert self.positive is not None and self.newline is not None  # set when it was made
         return probabilities(self._loaded, texts, self.positive, self.newline)
-
-    def __getstate__(self) -> dict[Any, Any]:
-        """The loaded model stays behind: each worker loads its own."""
-        state = super().__getstate__()
-        state["__dict__"] = {k: v for k, v in state["__dict__"].items() if k != "_loaded"}
-        return state
-
-
-def _card(model: Path) -> dict[str, Any]:
-    """The card beside a model; empty if there is none."""
-    card = model.parent / "card.json"
-    if not card.is_file():
-        return {}
-    try:
-        held = json.loads(card.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{card} cannot be read as JSON ({error}); mend or remove it") from error
-    return held if isinstance(held, dict) else {}
 
 
 def _no_label(model: Path) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import unicodedata
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -106,13 +106,8 @@ class Language(Scorer):
         reason = np.select([none, other], ["no_letters", "other_language"], "unsure")
         return {"passed": pa.array(passed), "reason": pa.array(reason, pa.string(), mask=passed)}
 
-    def __getstate__(self) -> dict[Any, Any]:
-        """The loaded model stays behind: each worker loads its own."""
-        state = super().__getstate__()
-        state["__dict__"] = {k: v for k, v in state["__dict__"].items() if k != "_loaded"}
-        return state
 
-
+@cache
 def _load() -> tuple[list[str], Model]:
     """The codes of the model's classes and the model, from py3langid's wheel (0.4 s)."""
     from py3langid.langid import MODEL_DIR, MODEL_FILE

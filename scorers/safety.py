@@ -9,16 +9,17 @@ import importlib.util
 import logging
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from scorers import Scorer
 from scorers._chunk_scores import finite, pooled
 from transforms.batch import Batch
 from transforms.chunks import Chunks, Sections
+from transforms.model_folder import check_device
 from transforms.sequence_classifier import ClassifierFolder, SequenceClassifier, check_classifier, load
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("corpusmill")
 WHOLE: Sections = "whole"
-CACHED = ("_loaded", "_checked", "_automaton")
+ROUNDING = 1e-9  # 0.7 + 0.2 + 0.1 is less than 1
 
 FIELDS = {
     "passed": (pa.bool_(), "not flagged"),
@@ -44,6 +45,8 @@ FIELDS = {
     "failed": (pa.bool_(), "stage 2 raised an error or gave no finite score"),
 }
 
+AT_FAULT = 8  # documents of a batch: a model that fails on all of so many is at fault, not they
+
 
 class Safety(Scorer):
     """Stage 1 escalates documents whose distinct terms have a summed weight of at least `escalate_at`; each term weighs
@@ -52,11 +55,13 @@ class Safety(Scorer):
     as for toxicity, which is this scorer with another model.
 
     `terms`: a text file of one term per line, its weight after a tab, or a folder with such a `terms.txt`.
-    `boundaries`: `word`, or `substring`, which is how Deep Ignorance matches. `threshold` has no default: where what is
+    `boundaries`: `word`, or `substring`, which is how Deep Ignorance matches and what terms in Chinese, Japanese or
+    Thai need. Terms must be in the texts' Unicode form (NFC or NFD). `threshold` has no default: where what is
     sought is rare, good thresholds are far from 0.5 (Deep Ignorance takes 0.0105); take it from the scores of a sample.
 
     What stage 2 cannot judge is flagged: a document on which the model raises an error or gives no finite score
     (`failed`), and one of more than `most_chunks` chunks of which those read score below the threshold (`unread`).
+    Where memory or the accelerator fails, or the model on all of 8 or more documents, the error is raised.
     """
 
     name: ClassVar[str] = "safety"
@@ -68,7 +73,7 @@ class Safety(Scorer):
     threshold: float | None = None
     most_chunks: int = Field(64, ge=1)
     keep_terms: int = Field(5, ge=0, description="terms that `matched` names at most")
-    device: str = "cpu"
+    device: Annotated[str, AfterValidator(check_device)] = "cpu"
 
     @model_validator(mode="after")
     def _usable(self) -> Safety:
@@ -114,7 +119,7 @@ class Safety(Scorer):
         """Stage 2 sees the documents of stage 1 alone, so whatever it finds, the rest passes."""
         documents = len(batch)
         found = self._automaton.find(batch.text, self.keep_terms) if self.terms is not None else None
-        escalated = found.weights >= self.escalate_at if found else np.ones(documents, bool)
+        escalated = found.weights >= self.escalate_at - ROUNDING if found else np.ones(documents, bool)
         columns, second = self._first_stage(found, documents), _Second(documents)
         rules = {"terms": escalated}
         if self.model is not None:
@@ -149,20 +154,29 @@ class Safety(Scorer):
             chunks = self._loaded.chunker.cut(texts, WHOLE, self.most_chunks)
             scores = self._loaded.scores(chunks, self._checked.output(self.label))
         except Exception as error:  # whatever the model raises: the document is flagged
+            if _of_machine(error):
+                raise
             if len(texts) == 1:
                 log.warning("safety: the classifier failed on a document, which is flagged: %s", error)
                 into.failed[places] = True
                 return
             for at in range(len(texts)):
                 self._classify(texts.slice(at, 1), into, places[at : at + 1])
+            if len(texts) >= AT_FAULT and into.failed[places].all():
+                raise RuntimeError(
+                    f"the classifier {self.model} failed on each of {len(texts)} documents, so it is at fault: {error}"
+                ) from error
             return
         into.put(places, chunks, scores)
 
-    def __getstate__(self) -> dict[Any, Any]:
-        """What is loaded stays behind: each worker loads its own."""
-        state = super().__getstate__()
-        state["__dict__"] = {k: v for k, v in state["__dict__"].items() if k not in CACHED}
-        return state
+
+def _of_machine(error: Exception) -> bool:
+    """Whether memory or the accelerator failed, which says nothing of the document."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError | torch.AcceleratorError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)  # of torch, out of main memory
 
 
 class _Second:

@@ -31,14 +31,14 @@ COUNTS = {
     "words": "words that are not symbols alone",
     "lines": "lines that are not blank",
     "paragraphs": "runs of lines that are not blank",
-    "longest_line": "characters",
+    "longest_line": "characters, line end left out",
 }
 RATIOS = {
     "compression_ratio": "bytes / bytes after zstd level 1 (frame of about 12 bytes included), null if empty",
     "word_entropy": "bits / word, of the document's own distribution of words; null without words",
     "distinct_words": "different words / words, null without words",
     "mean_word_length": "characters / word, null without words",
-    "mean_line_length": "characters / line, null without lines",
+    "mean_line_length": "characters / line, line ends left out, null without lines",
     "symbol_share": "punctuation and symbols (categories P and S) / characters, null if empty",
     "digit_share": "decimal digits (category Nd) / characters, null if empty",
     "space_share": "white space / characters, null if empty",
@@ -123,9 +123,10 @@ def _of_lines(batch: Batch) -> dict[str, np.ndarray]:
     from transforms.text import count_characters
 
     places = (batch.bytes, batch.lines.start, batch.lines.end)
-    counts = measure_lines(batch.lines.offsets, is_blank(*places, classes()), count_characters(*places))
-    lines, paragraphs, characters, longest = counts.T
-    mean = _ratio(characters, lines)
+    blank, characters = is_blank(*places, classes()), count_characters(*places)
+    counts = measure_lines(batch.bytes, batch.lines.end, batch.lines.offsets, blank, characters)
+    lines, paragraphs, total, longest = counts.T
+    mean = _ratio(total, lines)
     return {"lines": lines, "paragraphs": paragraphs, "longest_line": longest, "mean_line_length": mean}
 
 

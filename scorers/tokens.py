@@ -61,9 +61,3 @@ class Tokens(Scorer):
             encoded = self._loaded.encode_batch_fast(pieces, add_special_tokens=False)
             np.add.at(counts, documents, np.fromiter(map(len, encoded), np.int64, len(pieces)))
         return pa.StructArray.from_arrays([pa.array(counts)], fields=list(self.fields()))
-
-    def __getstate__(self) -> dict[Any, Any]:
-        """The loaded tokenizer stays behind: each worker loads its own."""
-        state = super().__getstate__()
-        state["__dict__"] = {k: v for k, v in state["__dict__"].items() if k != "_loaded"}
-        return state

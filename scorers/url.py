@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -97,12 +97,6 @@ class URL(Scorer):
         both = pc.binary_join_element_wise(host, pc.fill_null(path, ""), pa.scalar(" ", pa.large_string()))
         apart = pc.replace_substring_regex(both, "[^a-z0-9]+", "  ")  # a space for the word before, one for the next
         return pc.count_substring_regex(apart, f"(?:^| )(?:{'|'.join(self.words)})(?: |$)").cast(pa.int32())
-
-    def __getstate__(self) -> dict[Any, Any]:
-        """The blocklist stays behind: each worker reads its own."""
-        state = super().__getstate__()
-        state["__dict__"] = {k: v for k, v in state["__dict__"].items() if k != "_blocked"}
-        return state
 
 
 def read_domains(path: Path) -> np.ndarray:

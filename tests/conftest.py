@@ -66,6 +66,15 @@ def toy_causal(toy_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
+def toy_family(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, float]]:
+    """Folders of six causal models that know the toy grammar ever better, and how well, by words guessed right."""
+    import toy_grammar
+
+    folders = toy_grammar.family(tmp_path_factory.mktemp("family"), 40, [3, 6, 12, 24, 48, 96])
+    return [(folder, toy_grammar.accuracy(folder)) for folder in folders]
+
+
+@pytest.fixture(scope="session")
 def toy_classifier(toy_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a BERT of two layers and two labels with random weights; its window is 64 tokens."""
     from toy_classifier import make_classifier
@@ -117,6 +126,17 @@ def toy_dp4tl(toy_target: dict[str, Any], tmp_path_factory: pytest.TempPathFacto
 
     out = tmp_path_factory.mktemp("dp4tl")
     FitDp4tl(target="true", clusters=5).fit(toy_target, out, 0)
+    return out
+
+
+@pytest.fixture(scope="session")
+def toy_influence(toy_causal: Path, toy_target: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an influence model of a few probes."""
+    from trainers.fit_influence import FitInfluence
+
+    out = tmp_path_factory.mktemp("influence")
+    samples = {**toy_target, "target": toy_target["target"].slice(0, 8)}
+    FitInfluence(target="true", model=toy_causal, window=32).fit(samples, out, 0)
     return out
 
 

@@ -22,13 +22,12 @@ from scorers._chunk_scores import pooled
 from trainers.fits import Fit, Wanted
 from trainers.holdout import classification, regression
 from transforms.chunks import Chunker, Chunks, Sections
-from transforms.model_folder import ModelFolder, check_model_folder
+from transforms.model_folder import ENCODER, ModelFolder, check_model_folder, load_model
 from transforms.sequence_classifier import check_classifier, load, one_thread, window_of
 
 if TYPE_CHECKING:
     import torch
 
-ENCODERS = ("Model", "ForMaskedLM", "ForPreTraining", "ForSequenceClassification")
 GOOD, OTHER = "good", "other"
 MOST_CHUNKS = 4  # of a document that are learned from
 SPECIAL = ("[PAD]", "[CLS]", "[SEP]")
@@ -83,9 +82,20 @@ class FitClassifier(Fit):
     @classmethod
     def _encoder(cls, path: Path | None) -> Path | None:
         if path is not None:
-            folder = check_model_folder(path, ENCODERS)
+            folder = check_model_folder(path, ENCODER)
             Chunker(path, window_of(folder, folder.config.get("pad_token_id")))
         return path
+
+    @model_validator(mode="after")
+    def _padding(self) -> FitClassifier:
+        if self.encoder is None or self.batch == 1:
+            return self
+        if check_model_folder(self.encoder, ENCODER).config.get("pad_token_id") is None:
+            raise ValueError(
+                f"{self.encoder}/config.json has no pad_token_id, so chunks of several lengths make no batch; "
+                "write the id of a token there that no text has, or set batch: 1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _head(self) -> FitClassifier:
@@ -160,12 +170,15 @@ def fit_classifier(
         torch.manual_seed(seed)
         head = {"num_labels": 2, "id2label": {0: OTHER, 1: GOOD}, "label2id": {OTHER: 0, GOOD: 1}}
         head = head if binary else {"num_labels": 1, "problem_type": "regression"}
+        new: list[str] = []
         if p.encoder is None:
             model, window = _new(p.size, texts, out, head), p.size.window
         else:
-            model, window = _given(check_model_folder(p.encoder, ENCODERS), out, head)
+            model, window, new = _given(check_model_folder(p.encoder, ENCODER), out, head)
         if p.train == "head":
             model.base_model.requires_grad_(False)
+            for name in new:  # a pooler that the folder lacks is noise, and part of the head
+                model.get_parameter(name).requires_grad_(True)
         chunks = Chunker(out, window).cut(texts, p.sections, MOST_CHUNKS)
         _learn(model, p, chunks, truth, binary, seed)
         model.save_pretrained(out, safe_serialization=True)
@@ -196,23 +209,13 @@ def _new(size: EncoderSize, texts: pa.LargeStringArray, out: Path, head: dict[st
     return BertForSequenceClassification(config)
 
 
-def _given(folder: ModelFolder, out: Path, head: dict[str, Any]) -> tuple[Any, int]:
-    import torch
-    from transformers import AutoModelForSequenceClassification
-
+def _given(folder: ModelFolder, out: Path, head: dict[str, Any]) -> tuple[Any, int, list[str]]:
+    """The model with a head, its window, and the parameters that are new."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (folder.path / name).is_file():
             shutil.copy(folder.path / name, out / name)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        folder.path,
-        **head,
-        dtype=torch.float32,
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-        ignore_mismatched_sizes=True,
-    )
-    return model, window_of(folder, folder.config.get("pad_token_id"))
+    model, new = load_model("AutoModelForSequenceClassification", folder.path, new_head=True, **head)
+    return model, window_of(folder, folder.config.get("pad_token_id")), new
 
 
 def _learn(model: Any, p: FitClassifier, chunks: Chunks, truth: np.ndarray, binary: bool, seed: int) -> None:

@@ -1,7 +1,8 @@
 """A list of terms that tell documents about a topic, for the first stage of `safety`.
 
 Terms are kept by the share of their documents that are positives, as in Deep Ignorance (arXiv 2508.06601), which has a
-language model propose them; here they are the words and phrases of the positives. About 3 MB/s.
+language model propose them; here they are the words and phrases of the positives. About 3 MB/s. Memory: the sample,
+at most 80 bytes for each different phrase of the positives, and 150 for each phrase of AT_ONCE documents.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ class FitTerms(Fit):
     def fit(self, samples: Mapping[str, pa.Table], out: Path, seed: int) -> dict[str, Any]:
         from transforms.terms import read_terms
 
-        good, other = (samples[n].column("text").cast(pa.large_string()).combine_chunks() for n in samples)
+        good, other = (
+            samples[name].column("text").cast(pa.large_string()).combine_chunks() for name in ("positives", "negatives")
+        )
         prior = len(good) / max(1, len(good) + len(other))
         if min(len(good), len(other)) < 20 or prior >= self.ratio:
             raise ValueError(
@@ -84,71 +87,94 @@ class FitTerms(Fit):
         return card
 
     def _terms(self, good: pa.LargeStringArray, other: pa.LargeStringArray) -> list[str]:
-        found, names = _frequencies(good, self.words, None)
-        often = sorted(h for h, count in found.items() if count >= self.min_documents)
-        against, _ = _frequencies(other, self.words, np.array(often, np.uint64))
-        rated = [(found[h] / (found[h] + against.get(h, 0)), found[h], names[h]) for h in often]
-        passed = sorted((len(name.split(" ")), -rate, -count, name) for rate, count, name in rated if rate > self.ratio)
+        hashes, counts = _frequencies(good, self.words)
+        often, counts = hashes[counts >= self.min_documents], counts[counts >= self.min_documents]
+        against = np.zeros(len(often), np.int64)
+        found, times = _frequencies(other, self.words, often)
+        against[np.searchsorted(often, found)] = times
+        rates = counts / (counts + against)
+        high = rates > self.ratio
+        names = _names(good, self.words, often[high])
+        rated = zip(names, rates[high].tolist(), counts[high].tolist(), strict=True)
         kept: dict[str, tuple[float, int]] = {}
-        for _, rate, count, name in passed:  # short ones first
-            parts = name.split(" ")
+        for _, rate, count, name in sorted((len(name.split(" ")), -rate, -count, name) for name, rate, count in rated):
+            parts = name.split(" ")  # short ones first
             inner = (" ".join(parts[a:b]) for a in range(len(parts)) for b in range(a + 1, len(parts) + 1))
             if not any(part in kept for part in inner):
                 kept[name] = (rate, count)
         return sorted(kept, key=lambda name: (*kept[name], name))[: self.most]
 
 
+def _batches(texts: pa.LargeStringArray) -> Iterator[Batch]:
+    for at in range(0, len(texts), AT_ONCE):
+        yield Batch(pa.record_batch({"text": pc.utf8_lower(texts.slice(at, AT_ONCE))}))
+
+
 def _frequencies(
-    texts: pa.LargeStringArray, words: int, only: np.ndarray | None
-) -> tuple[dict[int, int], dict[int, str]]:
-    """Documents of each phrase by its hash, and the phrases' texts.
+    texts: pa.LargeStringArray, words: int, only: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """uint64 hashes of the phrases, ascending, and in how many documents each stands, int64.
 
     Args:
-        only: the hashes to count, ascending, without texts; None for all.
+        only: hashes to count, ascending; None for all.
     """
-    counts: dict[int, int] = {}
-    names: dict[int, str] = {}
-    for at in range(0, len(texts), AT_ONCE):
-        batch = Batch(pa.record_batch({"text": pc.utf8_lower(texts.slice(at, AT_ONCE))}))
+    held, new = (np.zeros(0, np.uint64), np.zeros(0, np.int64)), []
+    for batch in _batches(texts):
         pairs = []
-        for document, start, end, hashes in _phrases(batch, words):
-            if only is not None:
-                place = np.minimum(np.searchsorted(only, hashes), max(len(only) - 1, 0))
-                known = only[place] == hashes if len(only) else np.zeros(len(hashes), bool)
-                document, start, end, hashes = document[known], start[known], end[known], hashes[known]
-            pairs.append(np.stack([hashes, document.astype(np.uint64)], axis=1))
-            if only is None:
-                distinct, first = np.unique(hashes, return_index=True)
-                for h, k in zip(distinct.tolist(), first.tolist(), strict=True):
-                    if h not in names:
-                        names[h] = batch.bytes[start[k] : end[k]].tobytes().decode()
+        for document, _, _, hashes in _phrases(batch, words):
+            known = _among(hashes, only) if only is not None else np.ones(len(hashes), bool)
+            pairs.append(np.stack([hashes[known], document[known].astype(np.uint64)], axis=1))
         seen = np.unique(np.concatenate(pairs), axis=0)[:, 0]
-        for h, count in zip(*(a.tolist() for a in np.unique(seen, return_counts=True)), strict=True):
-            counts[h] = counts.get(h, 0) + count
-    return counts, names
+        new.append(np.unique(seen, return_counts=True))
+        if sum(len(hashes) for hashes, _ in new) > len(held[0]):  # seldom, as what is held grows
+            held, new = _added([held, *new]), []
+    return _added([held, *new])
+
+
+def _added(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Counts by hash, added up."""
+    hashes, place = np.unique(np.concatenate([hashes for hashes, _ in parts]), return_inverse=True)
+    counts = np.zeros(len(hashes), np.int64)
+    np.add.at(counts, place, np.concatenate([counts for _, counts in parts]))
+    return hashes, counts
+
+
+def _names(texts: pa.LargeStringArray, words: int, wanted: np.ndarray) -> list[str]:
+    """The phrases whose hashes (uint64, ascending) are wanted."""
+    names = [""] * len(wanted)
+    for batch in _batches(texts):
+        for _, start, end, hashes in _phrases(batch, words):
+            known = np.flatnonzero(_among(hashes, wanted))
+            distinct, first = np.unique(hashes[known], return_index=True)
+            for place, k in zip(np.searchsorted(wanted, distinct).tolist(), known[first].tolist(), strict=True):
+                names[place] = names[place] or batch.bytes[start[k] : end[k]].tobytes().decode()
+    return names
+
+
+def _among(hashes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """bool [hashes]: which are among the wanted, ascending ones."""
+    if not len(wanted):
+        return np.zeros(len(hashes), bool)
+    return wanted[np.minimum(np.searchsorted(wanted, hashes), len(wanted) - 1)] == hashes
 
 
 def _phrases(batch: Batch, most: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """For each number of words: document, start, end and hash of every phrase.
 
-    A phrase begins and ends with letters or digits, has none beside it, and one space between words, or nothing, as
+    A phrase begins and ends as terms do that `safety` finds as words, and has one space between words, or nothing, as
     beside a hyphen. No mark stands before a space, so phrases do not run over commas and full stops.
     """
+    from transforms.characters import classes
+    from transforms.terms import word_edges
     from transforms.text import hash_pieces
 
     spans, data = batch.words, np.append(batch.bytes, np.uint8(SPACE))
     document = np.repeat(np.arange(len(batch)), np.diff(spans.offsets))
-    letter = np.zeros(256, bool)
-    letter[[*b"0123456789abcdefghijklmnopqrstuvwxyz", *range(128, 256)]] = True
+    first, last = batch.offsets[document], batch.offsets[document + 1]
+    opens, closes = word_edges(batch.bytes, spans.start, spans.end, first, last, classes())
     gap = spans.start[1:] - spans.end[:-1]
-    spaced = (
-        (gap == 1) & (data[spans.end[:-1]] == SPACE) & letter[data[spans.end[:-1] - 1]] & letter[data[spans.start[1:]]]
-    )
-    near = (gap == 0) | spaced
+    near = (gap == 0) | ((gap == 1) & (data[spans.end[:-1]] == SPACE) & closes[:-1] & opens[1:])
     near &= document[1:] == document[:-1]
-    first_byte = batch.offsets[document]
-    opens = letter[data[spans.start]] & ~((spans.start > first_byte) & letter[data[spans.start - 1]])
-    closes = letter[data[spans.end - 1]] & ~((spans.end < batch.offsets[document + 1]) & letter[data[spans.end]])
     joined = np.ones(len(spans), bool)
     for n in range(1, most + 1):
         count = max(0, len(spans) - n + 1)

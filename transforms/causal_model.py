@@ -24,10 +24,9 @@ from weakref import WeakValueDictionary
 import torch
 from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
-from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import logging
+from transformers import AttentionInterface, PreTrainedModel
 
-from transforms.model_folder import CAUSAL, ModelFolder, check_model_folder
+from transforms.model_folder import CAUSAL, ModelFolder, check_model_folder, files_state, load_model
 
 NAME = "packed_documents"  # of the attention, among those of transformers
 SHORT = 192  # tokens
@@ -80,33 +79,18 @@ def load(folder: Path) -> CausalModel:
             loss to packed documents than to each alone: its architecture cannot be scored on packed rows.
     """
     checked = check_model_folder(folder, CAUSAL)
-    files = [(str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(folder.resolve().iterdir())]
+    files = files_state(folder)
     with _lock:
-        model = _loaded.get(tuple(files))
+        model = _loaded.get(files)
         if model is None:
-            model = _loaded[tuple(files)] = _load(checked)
+            model = _loaded[files] = _load(checked)
         return model
 
 
 def _load(folder: ModelFolder) -> CausalModel:
     cuda = torch.cuda.is_available()
-    logging.disable_progress_bar()
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder.path,
-            attn_implementation=NAME,
-            dtype=torch.bfloat16 if cuda else torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # the report names them
-        )
-    except (OSError, RuntimeError, LookupError, TypeError) as error:
-        raise ValueError(f"{folder.path} cannot be loaded: {error}") from error
-    if lacking := [*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])]:
-        listed = ", ".join(sorted(lacking)[:5])
-        raise ValueError(f"{folder.path}: {len(lacking)} tensors of the model are missing or misshapen: {listed}")
+    dtype = torch.bfloat16 if cuda else torch.float32
+    model, _ = load_model("AutoModelForCausalLM", folder.path, attn_implementation=NAME, dtype=dtype)
     model = model.eval().requires_grad_(False).to("cuda" if cuda else "cpu")
     tokenizer = Tokenizer.from_file(str(folder.path / "tokenizer.json"))
     tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a text is text

@@ -83,18 +83,23 @@ class Chunker:
         """Chunks of each text (no nulls), at most `most` of a document.
 
         `whole`: as few chunks as hold the text, of equal length within one token, so that none is a mere scrap; of a
-        text that needs more than `most`, the first `most` full ones. `beginning`: the first chunk. `top_middle_bottom`:
-        full chunks at the start, about the middle and at the end; of a text of at most two chunks the first and the
-        last (they may overlap), of a text of one chunk that one alone.
+        text that needs more than `most`, the first `most` full ones. `beginning`: the first chunk, from the first
+        character on that is no white space. `top_middle_bottom`: full chunks at the start, about the middle and at the
+        end; of a text of at most two chunks the first and the last (they may overlap), of a text of one chunk that one
+        alone.
+
+        Of a text that holds more than white space and yet gets no chunk, all characters are unread.
         """
-        lengths = pc.utf8_length(texts).to_pylist()
-        documents = [list(_stretches(length, sections, self.room * CHARACTERS, most)) for length in lengths]
+        lengths = pc.utf8_length(texts)
+        blanks = pc.subtract(lengths, pc.utf8_length(pc.utf8_ltrim_whitespace(texts))).to_pylist()
+        lengths, stretch = lengths.to_pylist(), self.room * CHARACTERS
+        documents = [list(_stretches(*d, sections, stretch, most)) for d in zip(lengths, blanks, strict=True)]
         whole = (text.as_py() for text in texts)  # one at a time: a long one is dropped when its sections are cut out
         strings = (text[a:b] for text, found in zip(whole, documents, strict=True) for a, b in found)
         tokens = _tokenised(self.tokenizer, pa.array(strings, pa.large_string()))
         parts: list[np.ndarray] = []
         counts, read, unread = (np.zeros(len(documents), np.int64) for _ in range(3))
-        for d, (found, length) in enumerate(zip(documents, lengths, strict=True)):
+        for d, (found, length, blank) in enumerate(zip(documents, lengths, blanks, strict=True)):
             held, known = 0, 0
             for number, (a, b) in enumerate(found):
                 ids, starts = next(tokens)
@@ -103,21 +108,25 @@ class Chunker:
                     parts.append(np.concatenate([self.prefix, ids[first:stop], self.suffix]))
                     counts[d] += 1
                     read[d] += stop - first
-                    begin, end = places[first] if first else a, places[stop]
+                    begin, end = places[first] if first else a if number else 0, places[stop]
                     held, known = held + max(0, end - max(begin, known)), max(known, end)
-            unread[d] = length - held if counts[d] else 0
+            unread[d] = length - held if counts[d] or blank < length else 0
         return Chunks(*_flat(parts), counts, read, unread)
 
 
-def _stretches(length: int, sections: Sections, stretch: int, most: int) -> Iterator[tuple[int, int]]:
-    """The characters of a document that are tokenised, from and to."""
+def _stretches(length: int, blank: int, sections: Sections, stretch: int, most: int) -> Iterator[tuple[int, int]]:
+    """The characters of a document that are tokenised, from and to; `blank` is the white space it begins with."""
     if sections == "top_middle_bottom":
         if length > 3 * stretch:
             middle = (length - stretch) // 2
             yield from ((0, stretch), (middle, middle + stretch), (length - stretch, length))
             return
         most = 3
-    yield 0, min(length, stretch * (1 if sections == "beginning" else most))
+    if sections == "beginning":
+        start = blank if blank < length else 0
+        yield start, min(length, start + stretch)
+    else:
+        yield 0, min(length, stretch * most)
 
 
 def _ranges(

@@ -18,9 +18,8 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from transforms.batch import Batch
-from transforms.model_folder import check_model_folder
+from transforms.model_folder import ENCODER, check_model_folder
 
-ENCODERS = ("Model", "ForMaskedLM")  # how architectures are called whose last hidden states are wanted
 WIDTHS = {"hidden_size", "dim", "d_model"}  # what configurations call the length of a vector
 HASHING_WIDTH = 256
 FOLDER = "encoder"  # of a model folder that has its own
@@ -41,7 +40,7 @@ class Embedding(BaseModel):
         if isinstance(encoder, Path):
             from transforms.semantic import TransformerEncoder
 
-            if not WIDTHS & check_model_folder(encoder, ENCODERS).config.keys():
+            if not WIDTHS & check_model_folder(encoder, ENCODER).config.keys():
                 raise ValueError(f"{encoder}/config.json has none of {', '.join(sorted(WIDTHS))}; it is no encoder's")
             TransformerEncoder(folder=encoder).pooling()
             for package in ("torch", "transformers"):

@@ -6,6 +6,7 @@ vocabulary of 250,000. Nothing of the folder is executed: no remote code, nothin
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 CAUSAL = ("ForCausalLM", "LMHeadModel")  # how architectures are called that predict the next token
 CLASSIFIER = ("ForSequenceClassification",)
+ENCODER = ("Model", "ForMaskedLM", "ForPreTraining", "ForSequenceClassification")  # what has an encoder in it
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "tok_embeddings.weight")
 
 
@@ -63,6 +65,68 @@ def check_window(folder: ModelFolder, window: int) -> None:
     for name, limit in limits.items():
         if isinstance(limit, int) and limit < window:
             raise ValueError(f"a window of {window} tokens; {folder.path}/config.json allows {limit} ({name})")
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """What `card.json` of a model folder holds; empty if there is none. Raises ValueError: it holds no JSON object."""
+    card = folder / "card.json"
+    return _json(card) if card.is_file() else {}
+
+
+def check_device(device: str) -> str:
+    """The name of a device of torch, as `cpu` or `cuda:1`. Raises ValueError: it is no such name, or not here."""
+    if device == "cpu" or importlib.util.find_spec("torch") is None:
+        return device
+    import torch
+
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    names = [f"{here.type}:{k}" for k in range(torch.accelerator.device_count())] if here else []
+    try:
+        asked = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"{device!r} is no device of torch; there are {', '.join(['cpu', *names])}") from error
+    if asked.type != "cpu" and f"{asked.type}:{asked.index or 0}" not in names:
+        raise ValueError(f"no device {device!r} here; there are {', '.join(['cpu', *names])}")
+    return device
+
+
+def files_state(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Path, time of change and size of all in a folder: what was loaded from it is current while that is the same."""
+    found = ((str(p), p.stat()) for p in sorted(folder.resolve().iterdir()))
+    return tuple((name, state.st_mtime_ns, state.st_size) for name, state in found)
+
+
+def load_model(auto: str, folder: Path, new_head: bool = False, **settings: Any) -> tuple[Any, list[str]]:
+    """The model of a checked folder by transformers' class `auto`, and the tensors that were drawn at random.
+
+    Safetensors only, no remote code, float32 where `settings` (of `from_pretrained`) do not say otherwise.
+
+    Args:
+        new_head: what lies outside of the base model, and poolers, may be missing or of another shape; else nothing.
+
+    Raises:
+        ValueError: the weights cannot be read, or tensors are missing or misshapen.
+    """
+    import torch
+    import transformers
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    safe = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
+    shown = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # which the report then names
+    try:
+        model, report = getattr(transformers, auto).from_pretrained(
+            folder, **{"dtype": torch.float32, **settings, **safe, **shown}
+        )
+    except (OSError, RuntimeError, LookupError, TypeError) as error:
+        raise ValueError(f"{folder} cannot be loaded: {error}") from error
+    new = sorted([*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])])
+    base = "" if model.base_model is model else f"{model.base_model_prefix}."
+    lacking = [name for name in new if not new_head or (name.startswith(base) and "pooler" not in name.split("."))]
+    if lacking:
+        listed = ", ".join(lacking[:5])
+        raise ValueError(f"{folder}: {len(lacking)} tensors of the model are missing or misshapen: {listed}")
+    return model, new
 
 
 def _json(file: Path) -> dict[str, Any]:

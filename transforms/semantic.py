@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from transforms.folding import folded_words
 from transforms.hashing import mix
 from transforms.minhash import roll
+from transforms.model_folder import ENCODER, check_model_folder, files_state, load_model
 
 if TYPE_CHECKING:
     from transforms.batch import Batch
@@ -83,7 +84,7 @@ class TransformerEncoder(BaseModel):
     """A transformers or sentence-transformers encoder from a local folder, safetensors only, no remote code.
 
     Mean over tokens, or the first token where the folder's `1_Pooling` says so. Texts are cut at `max_tokens`. Raises
-    ValueError for a pooling that is neither, OSError if the folder holds no model.
+    ValueError for a pooling that is neither, and if the folder holds no whole model (see `check_model_folder`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -108,7 +109,7 @@ class TransformerEncoder(BaseModel):
         """float32 [documents, hidden size], of length 1; zeros for documents without tokens."""
         import torch
 
-        tokenizer, model = _load(self.folder, self.device)
+        tokenizer, model = _load(self.folder, self.device, files_state(self.folder))
         limit = min(self.max_tokens, tokenizer.model_max_length, model.config.max_position_embeddings)
         texts = batch.text.to_pylist()  # the tokenizer takes no other form
         rows = tokenizer(texts, truncation=True, max_length=limit)["input_ids"] if texts else []
@@ -128,12 +129,13 @@ class TransformerEncoder(BaseModel):
 
 
 @functools.lru_cache(maxsize=1)
-def _load(folder: Path, device: str) -> tuple[Any, Any]:
-    """Tokenizer and model, once per process."""
-    from transformers import AutoModel, AutoTokenizer
+def _load(folder: Path, device: str, files: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Tokenizer and model, once per process and state of the folder's files."""
+    from transformers import AutoTokenizer
 
+    check_model_folder(folder, ENCODER)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    model, _ = load_model("AutoModel", folder, new_head=True)  # poolers are not asked
     return tokenizer, model.to(device).eval()
 
 

@@ -26,7 +26,14 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from transforms.chunks import Chunker, Chunks
-from transforms.model_folder import CLASSIFIER, ModelFolder, check_model_folder
+from transforms.model_folder import (
+    CLASSIFIER,
+    ModelFolder,
+    check_model_folder,
+    files_state,
+    load_model,
+    read_card,
+)
 
 TOKENS = {"cpu": 256}  # of a tensor of several rows
 TOKENS_ELSEWHERE = 1 << 14
@@ -61,7 +68,7 @@ class ClassifierFolder:
             return 0
         if wanted is None:
             raise ValueError(f"{self.folder.path} has the labels {listed}; say in `label` which one is wanted")
-        if wanted in self.labels:
+        if str(wanted) in self.labels:  # names before numbers: of labels 1 to 5, 1 is the first
             return self.labels.index(str(wanted))
         if str(wanted).isdecimal() and int(wanted) < len(self.labels):
             return int(wanted)
@@ -115,8 +122,7 @@ def window_of(folder: ModelFolder, pad: int | None) -> int:
 
 
 def _positive(path: Path) -> str | None:
-    card = path / "card.json"
-    found = json.loads(card.read_text()).get("positive") if card.is_file() else None
+    found = read_card(path).get("positive")
     return found if isinstance(found, str) else None
 
 
@@ -238,7 +244,7 @@ def load(checked: ClassifierFolder, device: str = "cpu") -> SequenceClassifier:
     Raises:
         ValueError: tensors are missing or misshapen, or the weights cannot be read.
     """
-    files = [(str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(checked.folder.path.resolve().iterdir())]
+    files = files_state(checked.folder.path)
     with _lock:
         found = _loaded.get((device, *files))
         if found is None:
@@ -247,24 +253,5 @@ def load(checked: ClassifierFolder, device: str = "cpu") -> SequenceClassifier:
 
 
 def _load(checked: ClassifierFolder, device: str) -> SequenceClassifier:
-    import torch
-    from transformers import AutoModelForSequenceClassification
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    path = checked.folder.path
-    try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (OSError, RuntimeError, LookupError, TypeError) as error:
-        raise ValueError(f"{path} cannot be loaded: {error}") from error
-    if lacking := [*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])]:
-        listed = ", ".join(sorted(lacking)[:5])
-        raise ValueError(f"{path}: {len(lacking)} tensors of the model are missing or misshapen: {listed}")
+    model, _ = load_model("AutoModelForSequenceClassification", checked.folder.path)
     return SequenceClassifier(checked, model.eval().requires_grad_(False).to(device))

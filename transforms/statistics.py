@@ -58,9 +58,11 @@ def count_kinds(data: np.ndarray, offsets: np.ndarray, kinds: np.ndarray) -> np.
 
 
 @njit(cache=True, nogil=True)
-def measure_lines(offsets: np.ndarray, blank: np.ndarray, characters: np.ndarray) -> np.ndarray:
-    """int64 [documents, 4]: lines that are not blank, runs of such lines (paragraphs), characters in them, and in the
-    longest. `blank` (bool) and `characters` (int64) are of every line."""
+def measure_lines(
+    data: np.ndarray, end: np.ndarray, offsets: np.ndarray, blank: np.ndarray, characters: np.ndarray
+) -> np.ndarray:
+    r"""int64 [documents, 4]: lines that are not blank, runs of such lines (paragraphs), characters in them, and in the
+    longest, without a "\r" at the end of a line. `end`, `blank` (bool) and `characters` (int64) are of every line."""
     out = np.zeros((offsets.size - 1, 4), np.int64)
     for d in range(offsets.size - 1):
         before = True
@@ -68,8 +70,9 @@ def measure_lines(offsets: np.ndarray, blank: np.ndarray, characters: np.ndarray
             if not blank[i]:
                 out[d, 0] += 1
                 out[d, 1] += before
-                out[d, 2] += characters[i]
-                out[d, 3] = max(out[d, 3], characters[i])
+                length = characters[i] - (data[end[i] - 1] == 13)  # a line that is not blank has a last byte
+                out[d, 2] += length
+                out[d, 3] = max(out[d, 3], length)
             before = blank[i]
     return out
 

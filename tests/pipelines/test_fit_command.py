@@ -111,6 +111,16 @@ def test_conditions_over_scores_of_a_run(labelled: Path, tmp_path: Path) -> None
     assert result["fit"]["card"]["documents"] == {"good": 60, "other": 90}
 
 
+def test_documents_without_a_label_are_among_the_others(labelled: Path, tmp_path: Path) -> None:
+    """A condition that is null for them is not one that holds."""
+    given = ("--set", "positives=CASE WHEN good THEN true END", "--set", "parameters.dim=44")
+    code, result, said = corpusmill(
+        "fit", "fasttext", f"{labelled}/*.parquet", "--run", str(tmp_path), *given, "--json"
+    )
+    assert code == 0, said
+    assert result["fit"]["card"]["documents"] == {"good": 60, "other": 90}
+
+
 def test_any_method_there_is(labelled: Path, tmp_path: Path) -> None:
     given = ("--set", "vocabulary=300", "--set", "where=NOT good", "--set", "megabytes=1")
     out = ("--out", str(tmp_path / "tokenizer"), "--run", str(tmp_path / "run"))

@@ -147,7 +147,7 @@ def test_large_clusters_are_cut_and_copies_still_meet(
 def test_encoders_that_are_none(folder: Path, tmp_path: Path, encoder: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_text(json.dumps({"hidden_size": 8}))
-    with pytest.raises(RecipeError, match=r"dedupe\.semantic: .*(no encoder at|no \.safetensors file)"):
+    with pytest.raises(RecipeError, match=r"dedupe\.semantic: .*(no encoder at|architecture none, expected)"):
         run(parse(recipe(folder, encoder=str(tmp_path / encoder))), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

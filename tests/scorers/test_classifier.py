@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from toy_classifier import make_classifier
 
 from scorers.classifier import Classifier
+from scorers.safety import Safety
 from transforms.batch import Batch
 
 
@@ -69,3 +70,13 @@ def test_threads_share_one_model(toy_classifier: Path) -> None:
         thread.join()
     assert len(found) == 4 and all(struct == wanted for struct in found.values())
     assert len({id(scorer._loaded) for scorer in scorers}) == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "told"), [("gpu", "'gpu' is no device of torch; there are cpu"), ("cuda:99", "no device 'cuda:99' here")]
+)
+def test_devices_are_checked(device: str, told: str, toy_classifier: Path) -> None:
+    with pytest.raises(ValidationError, match=told):
+        Classifier(model=toy_classifier, label=1, device=device)
+    with pytest.raises(ValidationError, match=told):
+        Safety(model=toy_classifier, label=1, threshold=0.5, device=device)

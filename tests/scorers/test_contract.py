@@ -46,9 +46,9 @@ def scorer(
     items.write_text('{"id": "x", "text": "A plain sentence that ends. And another one, with more words in it."}')
     models: dict[str, dict[str, Any]] = {"tokens": {"tokenizer": toy_tokenizer}, "fasttext": {"model": toy_fasttext}}
     models["decontaminate"] = {"items": items}
-    models |= {name: {"model": request.getfixturevalue(f"toy_{name}")} for name in ("got_d", "dp4tl")}
+    models |= {name: {"model": request.getfixturevalue(f"toy_{name}")} for name in ("got_d", "dp4tl", "influence")}
     causal = {"model": request.getfixturevalue("toy_causal"), "window": 256, "stride": 192}
-    models |= {"perplexity": causal, "eu_plane": causal | {"tokens": True}}
+    models |= {"perplexity": causal, "salt": causal, "eu_plane": causal | {"tokens": True}}
     classifier = {"model": request.getfixturevalue("toy_classifier"), "label": 1}
     (items.parent / "terms.txt").write_text("sentence\nwords\t0.5\nx\n日本語\t2\n")
     models["classifier"] = classifier
@@ -101,6 +101,7 @@ def test_reason_is_null_where_passed(scorer: Scorer) -> None:
 
 def test_it_travels_to_workers(scorer: Scorer) -> None:
     scorer.score(batch_of(TEXTS))
+    assert scorer.__getstate__()["__dict__"].keys() == type(scorer).model_fields.keys()
     copy = pickle.loads(pickle.dumps(scorer))
     assert copy == scorer and len(pickle.dumps(scorer)) < 5000, "models stay behind"
     assert repr(copy.score(batch_of(TEXTS)).to_pylist()) == repr(scorer.score(batch_of(TEXTS)).to_pylist())

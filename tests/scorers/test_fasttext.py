@@ -171,9 +171,10 @@ def test_the_line_ends_of_the_card_hold(toy_fasttext: Path, tmp_path: Path) -> N
     assert FastText(model=tmp_path / "m").newline == ""
     with pytest.raises(ValidationError, match="holds a line end"):
         FastText(model=tmp_path / "m", newline="\n")
-    (tmp_path / "m" / "card.json").write_text("{")
-    with pytest.raises(ValidationError, match="cannot be read as JSON"):
-        FastText(model=tmp_path / "m")
+    for content, message in (("{", "cannot be read as JSON"), ("[1]", "holds no JSON object")):
+        (tmp_path / "m" / "card.json").write_text(content)
+        with pytest.raises(ValidationError, match=message):
+            FastText(model=tmp_path / "m")
 
 
 @pytest.fixture(scope="module")

@@ -104,5 +104,6 @@ def test_empty_choices_are_refused(given: dict) -> None:
 
 
 def test_codes_are_iso_639() -> None:
+    assert _load() is _load(), "read once in a process"
     labels = set(_load()[0])
     assert {"en", "de", "zh", "no", "zxx"} <= labels and all(len(code) in (2, 3) for code in labels)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from pydantic import ValidationError
 from toy_corpus import prose
 
@@ -92,6 +93,14 @@ def test_weights(tmp_path: Path) -> None:
     assert [(r["weight"], r["flagged"]) for r in found] == [(1.0, False), (2.5, True), (1.5, False)]
 
 
+def test_weights_that_add_up_but_for_rounding(tmp_path: Path) -> None:
+    (tmp_path / "terms.txt").write_text("rook\t0.1\npinned\t0.2\ncastling\t0.7\n")
+    texts = ["rook pinned castling", "castling pinned rook", "castling pinned"]
+    found = rows(Safety(terms=tmp_path, escalate_at=1.0), texts)
+    assert {r["weight"] for r in found[:2]} == {1.0, 0.7 + 0.2 + 0.1}
+    assert [r["flagged"] for r in found] == [True, True, False]
+
+
 def test_two_stages(terms: Path, model: Path, documents: dict[str, list[str]]) -> None:
     texts = [t for kind in documents.values() for t in kind]
     gate, both = rows(Safety(terms=terms), texts), rows(Safety(terms=terms, model=model, threshold=0.5), texts)
@@ -168,6 +177,34 @@ def test_an_error_flags_the_document(terms: Path, model: Path, documents: dict[s
         assert row["flagged"] and row["failed"] and row["reason"] == "failed" and row["highest"] is None
     rest = [k for k in range(len(texts)) if k not in (5, 6)]
     assert [found[k] for k in rest] == [expected[k] for k in rest], "nobody else is touched"
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (MemoryError("full"), "full"),
+        (torch.OutOfMemoryError("full"), "full"),
+        (torch.AcceleratorError("lost", 1), "lost"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "DefaultCPUAllocator"),
+        (RuntimeError("no such kernel"), "failed on each of 8 documents.*no such kernel"),
+    ],
+)
+def test_errors_that_are_not_a_documents(model: Path, raised: Exception, told: str) -> None:
+    """They end the step, rather than flag for good whatever was read meanwhile."""
+    scorer = Safety(model=model, threshold=0.5)
+    loaded = scorer._loaded
+
+    class Broken:
+        chunker = loaded.chunker
+
+        def scores(self, chunks: Any, output: int) -> np.ndarray:
+            raise raised
+
+    scorer.__dict__["_loaded"] = Broken()
+    with pytest.raises((MemoryError, RuntimeError), match=told):
+        rows(scorer, ["the rook", "the boat"] * 4)
+    if "kernel" in str(raised):
+        assert rows(scorer, ["the rook"])[0]["failed"], "of one alone nobody knows"
 
 
 def test_toxicity_is_another_model(model: Path, documents: dict[str, list[str]]) -> None:

@@ -48,7 +48,7 @@ def slow_characters(text: str) -> dict[str, float | None]:
 
 def slow_lines(text: str) -> dict[str, float | None]:
     lines = text.split("\n")
-    filled = [len(line) for line in lines if line.strip()]
+    filled = [len(line.removesuffix("\r")) for line in lines if line.strip()]
     runs = [bool(blank) for blank, _ in itertools.groupby(lines, key=lambda line: not line.strip())]
     return {
         "lines": len(filled),
@@ -95,6 +95,12 @@ def test_planted_values() -> None:
     assert (row["words"], row["lines"], row["paragraphs"], row["longest_line"]) == (6, 2, 2, 8)
     assert row["word_entropy"] == pytest.approx(2 * (1 / 3) * math.log2(3) + 2 * (1 / 6) * math.log2(6))
     assert (row["distinct_words"], row["capital_share"], row["digit_share"]) == (4 / 6, 0.5, 2 / 17)
+
+
+def test_windows_line_ends_are_no_characters_of_a_line() -> None:
+    unix, windows = make("statistics").score(batch_of(["ab\n\nabcd\n", "ab\r\n\r\nabcd\r\n"])).to_pylist()
+    names = ("lines", "paragraphs", "longest_line", "mean_line_length")
+    assert [windows[name] for name in names] == [unix[name] for name in names] == [2, 2, 4, 3]
 
 
 def test_one_word_again_and_again_has_no_entropy_and_compresses_well() -> None:

@@ -120,6 +120,45 @@ def test_an_encoder_is_fitted_on(train: Any, fitted: tuple[Path, dict[str, Any]]
     assert all(kept) if train == "head" else not any(kept)
 
 
+def without(folder: Path, out: Path, lost: str) -> Path:
+    """A copy of a model folder without the tensors whose name starts so."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(folder, out)
+    weights = {k: v for k, v in load_file(folder / "model.safetensors").items() if not k.startswith(lost)}
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    return out
+
+
+def test_partial_encoders(fitted: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """A pooler that is missing learns with the head; anything else that is missing is refused."""
+    from safetensors.torch import load_file
+
+    texts, shares = documents(60, 5)
+    samples = table(pa.array(shares < 0.4), texts)
+    fits = {}
+    for lr in (1e-9, 1e-2):
+        encoder = without(fitted[0], tmp_path / f"encoder{lr}", "bert.pooler.")
+        FitClassifier(label="bad", encoder=encoder, train="head", epochs=1, lr=lr).fit(samples, tmp_path / str(lr), 0)
+        fits[lr] = load_file(tmp_path / str(lr) / "model.safetensors")
+    moved = {name for name in fits[1e-9] if abs(fits[1e-9][name] - fits[1e-2][name]).max() > 1e-4}
+    assert moved == {f"{part}.{kind}" for part in ("bert.pooler.dense", "classifier") for kind in ("weight", "bias")}
+    encoder = without(fitted[0], tmp_path / "partial", "bert.encoder.layer.1.")
+    with pytest.raises(ValueError, match=r"16 tensors of the model are missing or misshapen: bert\.encoder\.layer\.1"):
+        FitClassifier(label="bad", encoder=encoder).fit(samples, tmp_path / "out", 0)
+
+
+def test_batches_need_padding(fitted: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder = without(fitted[0], tmp_path / "encoder", "nothing")
+    config = json.loads((folder / "config.json").read_text()) | {"pad_token_id": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValidationError, match=r"config\.json has no pad_token_id, .* or set batch: 1"):
+        FitClassifier(label="x", encoder=folder)
+    texts, shares = documents(60, 5)
+    fit = FitClassifier(label="x", encoder=folder, batch=1, epochs=1)
+    assert fit.fit(table(pa.array(shares < 0.4), texts), tmp_path / "out", 0)["positive"] == "good"
+
+
 def torch_equal(a: Any, b: Any) -> bool:
     return bool((a == b).all())
 

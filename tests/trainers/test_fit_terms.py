@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from toy_corpus import prose
 
 from scorers.safety import Safety
-from trainers.fit_terms import FitTerms, _frequencies
+from trainers.fit_terms import FitTerms, _frequencies, _names
 from transforms.batch import Batch
+from transforms.terms import Automaton, Terms
 
 PLANTED = ["castling", "zugzwang", "knight fork", "stalemate", "dvoretsky"]
 
@@ -77,20 +78,35 @@ def slow(texts: list[str], words: int) -> dict[str, int]:
 
 @given(st.lists(st.text(alphabet="abAB  \n", max_size=30), max_size=6), st.integers(1, 3))
 def test_counts_equal_plain_counting(texts: list[str], words: int) -> None:
-    counts, names = _frequencies(pa.array(texts, pa.large_string()), words, None)
-    wanted = slow(texts, words)
-    assert {names[h]: count for h, count in counts.items()} == wanted
-    some = np.array(sorted(counts)[::2], np.uint64)
-    only, _ = _frequencies(pa.array(texts, pa.large_string()), words, some)
-    assert only == {h: counts[h] for h in some.tolist()}
+    column = pa.array(texts, pa.large_string())
+    hashes, counts = _frequencies(column, words)
+    assert dict(zip(_names(column, words, hashes), counts.tolist(), strict=True)) == slow(texts, words)
+    only, of_them = _frequencies(column, words, hashes[::2])
+    assert np.array_equal(only, hashes[::2]) and np.array_equal(of_them, counts[::2])
+
+
+@given(st.lists(st.text(alphabet="aBé日9 “”’—-🎉\u0301\n", max_size=30), max_size=6))
+def test_the_scorer_finds_every_phrase(texts: list[str]) -> None:
+    """As often as it was counted, or more often where words are not split at the same places."""
+    column = pa.array(texts, pa.large_string())
+    hashes, counts = _frequencies(column, 2)
+    for name, count in zip(_names(column, 2, hashes), counts.tolist(), strict=True):
+        found = Automaton(Terms(pa.array([name], pa.large_string()), np.ones(1))).find(column, 0)
+        assert found.counts.sum() >= count and {name[0], name[-1]}.isdisjoint("“”’—-🎉 ")
+
+
+def test_words_beside_other_signs_than_ascii() -> None:
+    texts = pa.array(["“Castling” — the rook’s 🎉"], pa.large_string())
+    hashes, _ = _frequencies(texts, 1)
+    assert sorted(_names(texts, 1, hashes)) == ["castling", "rook", "the"]
 
 
 def test_the_order_of_documents_does_not_matter(fitted: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    """Among those learned from: every tenth is held out."""
+    """Among those learned from (every tenth is held out), nor that of the samples."""
     positives, negatives = documents(200, 0.7, 1), documents(1500, 0.01, 2)
     positives[1:10], negatives[11:20] = positives[9:0:-1], negatives[19:10:-1]
     FitTerms(positives="chess", min_documents=15).fit(
-        {"positives": table(positives), "negatives": table(negatives)}, tmp_path, 5
+        {"negatives": table(negatives), "positives": table(positives)}, tmp_path, 5
     )
     assert (tmp_path / "terms.txt").read_bytes() == (fitted[0] / "terms.txt").read_bytes()
 

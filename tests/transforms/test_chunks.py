@@ -58,7 +58,8 @@ def test_sections(chunker: Chunker, words: list[str]) -> None:
     text = " ".join(words)
     ids = own(chunker, text)
     n = len(ids)
-    assert inner(cut(chunker, [text], "beginning")) == ([ids[:ROOM]] if n else [])
+    start_ids = own(chunker, text.lstrip() or text)
+    assert inner(cut(chunker, [text], "beginning")) == ([start_ids[:ROOM]] if n else [])
     start = (n - ROOM) // 2
     three = [ids[:ROOM], ids[start : start + ROOM], ids[-ROOM:]]
     wanted = [] if not n else [ids] if n <= ROOM else [three[0], three[2]] if n <= 2 * ROOM else three
@@ -77,6 +78,20 @@ def test_unread_characters_are_counted(chunker: Chunker) -> None:
     sections = cut(chunker, [letters], "top_middle_bottom")
     assert sections.counts.tolist() == [3] and abs(int(sections.unread[0]) - (300 - 3 * ROOM / 3)) <= 3
     assert cut(chunker, ["", " short"], "whole").unread.tolist() == [0, 0]
+
+
+def test_white_space_before_a_document(toy_classifier: Path, tmp_path: Path) -> None:
+    """A tokenizer that leaves white space out would find nothing in the part that is read."""
+    from tokenizers import Tokenizer, pre_tokenizers
+
+    tokenizer = Tokenizer.from_file(str(toy_classifier / "tokenizer.json"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel()])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    chunker, text, blank = Chunker(tmp_path, WINDOW), "the boat", " \n\u3000" * 100_000
+    found = cut(chunker, [text, blank + text, blank], "beginning")
+    assert found.counts.tolist() == [1, 1, 0] and found.unread.tolist() == [0, 0, 0]
+    assert inner(found)[0] == inner(found)[1]
+    assert cut(chunker, [blank + text, blank], "whole", 1).unread.tolist() == [len(blank + text), 0], "nothing was read"
 
 
 @pytest.mark.parametrize("sections", ["whole", "beginning", "top_middle_bottom"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -236,6 +237,27 @@ def test_transformer_encoder(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (encoder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "lasttoken"}))
     with pytest.raises(ValueError, match="lasttoken"):
         TransformerEncoder(folder=encoder).pooling()
+
+
+def test_encoders_are_whole_and_float32_and_read_again_when_changed(encoder: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "encoder"
+    shutil.copytree(encoder, folder, ignore=shutil.ignore_patterns("1_Pooling"))
+    weights, texts = load_file(folder / "model.safetensors"), batch_of(["one two three"])
+
+    def encoded(changed: dict[str, torch.Tensor]) -> np.ndarray:
+        save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
+        return TransformerEncoder(folder=folder).encode(texts)
+
+    half = {name: tensor.bfloat16() for name, tensor in weights.items()}
+    found = encoded(half)
+    assert not np.array_equal(found, encoded({name: tensor * 2 for name, tensor in weights.items()}))
+    assert np.array_equal(found, encoded({name: tensor.float() for name, tensor in half.items()}))
+    with pytest.raises(ValueError, match="1 tensors of the model are missing or misshapen: encoder"):
+        encoded({name: tensor for name, tensor in weights.items() if name != "encoder.layer.1.output.dense.weight"})
+    encoded({name: tensor for name, tensor in weights.items() if not name.startswith("pooler.")})
 
 
 @given(st.lists(st.integers(0, 30), max_size=40), st.integers(1, 60))

@@ -153,6 +153,8 @@ def test_outputs(made: Callable[..., Path]) -> None:
         several.output("best")
     probabilities = [load(several).scores(chunks, k) for k in range(3)]
     assert np.allclose(np.sum(probabilities, axis=0), 1, atol=1e-12)
+    numbers = {"id2label": {0: "1", 1: "2"}, "label2id": {"1": 0, "2": 1}}
+    assert [check_classifier(made(**numbers)).output(label) for label in (0, 1, "1", 2)] == [0, 0, 0, 1]
     independent = check_classifier(made(labels=3, problem_type="multi_label_classification"))
     found = load(independent).scores(chunks, 1)
     wanted = torch.sigmoid(torch.from_numpy(load(independent).logits(chunks)).double())[:, 1]
@@ -197,6 +199,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: (_edited(f, max_position_embeddings=None), (f / "tokenizer_config.json").unlink()),
         "tells how many tokens it reads",
     ),
+    "card": (lambda f: (f / "card.json").write_text("[1]"), r"card\.json holds no JSON object"),
     "tokenizer": (lambda f: _add_token(f / "tokenizer.json"), "has token ids up to 403, .* 403 rows"),
 }
 

@@ -95,6 +95,11 @@ def test_files(tmp_path: Path) -> None:
         assert terms.terms.to_pylist() == ["boat", "seven lamps", "été"] and terms.weights.tolist() == [1, 2.5, 1]
 
 
+def test_a_byte_order_mark_is_no_part_of_a_term(tmp_path: Path) -> None:
+    (tmp_path / "terms.txt").write_bytes(b"\xef\xbb\xbfrook\nboat\n")
+    assert read_terms(tmp_path).terms.to_pylist() == ["rook", "boat"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -6,9 +6,10 @@
 The corpus is real text of several sources, raw web pages, documents whose words are shuffled, and pages filled from
 templates (`_noisy_corpus.py` has the shares). GLOB holds one folder of Parquet shards per source, as `corpusmill
 sample-corpus` makes them (without it a sample corpus is made), FILE a column `text`. Near duplicates go first, for
-every method alike. What is left is dealt out by a hash of each document: 15 % of the clusters are held out; of the
-rest an eighth teaches small reference models, three are what fits learn from (of two of them methods that are told the
-target see which documents are of it), and half is the pool to select from. So no method ranks what it has learned from.
+every method alike. What is left is dealt out by a hash of each document: 15 % of the clusters of the target are held
+out; of the rest an eighth teaches small reference models, three are what fits learn from (of two of them methods that
+are told the target see which documents are of it), and half is the pool to select from. So no method ranks what it has
+learned from.
 
 From the pool each method takes its best documents until they hold `--tokens`; one model per method and seed, all
 equal, is trained on as many tokens. Where a method finds fewer tokens, they are repeated (`passes`).

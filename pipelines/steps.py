@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ from pipelines import engine, ledger, progress, store
 from pipelines.ledger import Record
 from pipelines.shards import Split
 
+THREADS = min(4, os.cpu_count() or 1)  # of the launcher; each holds a split
 LIGHT_ROWS = 1_000_000  # of fewer documents sidecars are read in the launcher: worker processes take 2 s to start
 
 
@@ -54,12 +56,12 @@ class Context:
         return result
 
     def here(self, label: str, elements: Sequence[Any], process: Callable[[Any], Iterable[Any]]) -> list[Any]:
-        """What `process` gives for each element, found in this process by `workers` threads.
+        """What `process` gives for each element, found in this process by a few threads.
 
         For work that is Arrow's, DuckDB's or the disk's, which threads share as well as processes do.
         """
         started = time.perf_counter()
-        with progress.follow(self.run, label, len(elements)), ThreadPoolExecutor(self.workers) as pool:
+        with progress.follow(self.run, label, len(elements)), ThreadPoolExecutor(max(self.workers, THREADS)) as pool:
             try:
                 found = list(pool.map(lambda element: list(process(element)), elements))
             except Exception as error:

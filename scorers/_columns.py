@@ -20,7 +20,7 @@ def column(batch: Batch, name: str) -> pa.Array:
 
 
 def texts(batch: Batch, name: str) -> pa.LargeStringArray:
-    """The column as large_string: numbers as they are written, bytes that are no UTF-8 as null."""
+    """The column as large_string: numbers as they are written, bytes that are no UTF-8 as U+FFFD."""
     found = column(batch, name)
     if pa.types.is_binary(found.type) or pa.types.is_large_binary(found.type):
         try:

@@ -1,7 +1,7 @@
 """How much a training step on a document is predicted to help a model on a reference, for one point of its training.
 
-Cost: words and their hashes, and 50 MB/s per core for what is predicted from them; of a document only the beginning
-that the probes' window holds is read.
+Cost: words and their hashes, and 50 MB/s per core for what is predicted from them; of a document only the first words
+are read, as many as the probes' window holds tokens.
 """
 
 from __future__ import annotations

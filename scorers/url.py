@@ -115,6 +115,8 @@ def read_domains(path: Path) -> np.ndarray:
 
 
 def _domains(file: Path) -> pa.LargeStringArray:
+    from transforms.url import without_www
+
     text = file.read_text(encoding="utf-8", errors="replace")
     lines = pc.utf8_trim_whitespace(pa.array(text.split("\n"), pa.large_string()))
     lines = pc.utf8_rtrim(pc.utf8_lower(lines.filter(pc.invert(pc.match_substring_regex(lines, "^(#|$)")))), ".")
@@ -123,4 +125,4 @@ def _domains(file: Path) -> pa.LargeStringArray:
         raise ValueError(f"{file}: {odd[0].as_py()!r} is no domain; give one domain per line, as example.org")
     if not len(lines):
         raise ValueError(f"{file} holds no domains; give one per line, as example.org")
-    return pc.replace_substring_regex(lines, r"^www\.([^.]+\.)", r"\1")
+    return without_www(lines)

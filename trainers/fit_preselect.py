@@ -79,7 +79,7 @@ class FitPreselect(Fit):
             raise ValueError("needs the package torch for the losses; pip install 'corpusmill[trainer]'")
         for what, counts in (
             ("the folder", Counter(str(rated.model) for rated in self.models)),
-            ("the ability", Counter(f"{rated.ability:g}" for rated in self.models)),
+            ("the ability", Counter(str(rated.ability) for rated in self.models)),
         ):
             one, count = counts.most_common(1)[0]
             if count > 1:

@@ -75,7 +75,8 @@ LANGUAGES = {
             r"\bprototype\.|\btypeof "),
     )),
     "json": Language("tree_sitter_json", "language", "json", (
-        (200, r'\A\s*(?:\{\s*"(?:[^"\\]|\\.)*"\s*:|\[\s*(?:[{\["]|\d+\s*[,\]]))'),
+        (200, r'\A\s*(?:\{\s*"(?:[^"\\]|\\.)*"\s*:|'
+              r'\[\s*(?:\{\s*["}]|"(?:[^"\\]|\\.)*"\s*[,\]]|-?\d+(?:\.\d+)?\s*,|\[\s*(?:-?\d+[\d.]*\s*[,\]]|["{])))'),
     )),
     "php": Language("tree_sitter_php", "language_php", "php phtml", (
         (200, r"<\?php\b"),
@@ -84,12 +85,13 @@ LANGUAGES = {
     "python": Language("tree_sitter_python", "language", "py pyi pyw", (
         (3, r"^\s*(?:async )?(?:def \w+\(|class \w+(?:\(.*\))?:)|^from [\w.]+ import\b|^if __name__ ==|\A#!.*python"),
         (2, r"^import \w[\w.]*(?: as \w+)?\s*$|^\s*(?:elif .*:|except.*:|else:|try:|with .*:|@\w[\w.]*)\s*$|"
-            r"\bself\.|\bNone\b"),
+            r"\bself\.|(?:=|\bis|\breturn) None\b"),
     )),
     "ruby": Language("tree_sitter_ruby", "language", "rb rake gemspec", (
         (3, r"^require(?:_relative)? ['\"]|\bdo \|[\w, ]+\||\battr_(?:reader|accessor|writer)\b|\.each\b|"
             r"^\s*module [A-Z]|\A#!.*ruby"),
-        (2, r"^\s*end\s*$|^\s*def \w+[?!]?(?:\(.*\))?\s*$|\bputs\b|\belsif\b|\bunless\b|@\w+ = "),
+        (2, r"^\s*end\s*$|^\s*def \w+[?!]?(?:\(.*\))?\s*$|^\s*puts ['\"\w]|\belsif\b|"
+            r"^\s*unless [\w@!]+.*[^.,]$|@\w+ = "),
     )),
     "rust": Language("tree_sitter_rust", "language", "rs", (
         (8, r"^\s*(?:pub(?:\(\w+\))? )?(?:fn \w+|impl\b|mod \w+|trait \w+)|\blet mut\b|"

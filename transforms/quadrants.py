@@ -3,7 +3,8 @@
 High error with low uncertainty is a confident mistake, low error with high uncertainty a hesitant success; both corners
 are kept. Errors known well or hopeless, the other two corners, and the middle are dropped. How far the corners reach is
 a share `a` of the documents on each side, found by bisection. Error and uncertainty usually rise together, which makes
-the kept corners thin; then the documents outside them whose ranks disagree most fill up.
+the kept corners thin; then the documents outside them whose error and uncertainty, each scaled to 0 to 1, differ most
+fill up.
 
 Where the paper is silent: quantiles are discrete (nearest rank, as SQL's), corners include their edges, the bisection
 ends on the side that keeps enough, nothing is dropped if a corner holds more than asked for, and documents of the

@@ -31,8 +31,16 @@ def split(urls: pa.LargeStringArray) -> Parts:
     """Parts of URLs that have a scheme and a host; `path` is what follows the host, with query and fragment."""
     found = pc.extract_regex(urls, _FORM)
     scheme, host, path = (pc.utf8_lower(pc.struct_field(found, name)) for name in ("scheme", "host", "path"))
-    host = pc.replace_substring_regex(pc.utf8_rtrim(host, "."), r"^www\.([^.]+\.)", r"\1")
+    host = without_www(pc.utf8_rtrim(host, "."))
     return Parts(scheme, pc.if_else(pc.equal(host, ""), None, host), path)
+
+
+def without_www(hosts: pa.LargeStringArray) -> pa.LargeStringArray:
+    """Hosts without "www.", but where a public suffix would be left: www.gov.uk is a site, gov.uk is not."""
+    shorter = pc.replace_substring_regex(hosts, r"^www\.([^.]+\.)", r"\1")
+    encoded = shorter.dictionary_encode()
+    suffix = [host is not None and _suffixes().is_public(host) for host in encoded.dictionary.to_pylist()]
+    return pc.if_else(pc.fill_null(pa.array(suffix, pa.bool_()).take(encoded.indices), False), hosts, shorter)
 
 
 @functools.cache

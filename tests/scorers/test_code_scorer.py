@@ -100,6 +100,20 @@ def test_html_that_closes_nothing_is_not_parsed() -> None:
     assert row["language"] == "html" and row["parses"] is None
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1] Smith, J. A study of rivers.\n[2] Jones, K. Another one.\n",
+        "[2024] The year in books.\n",
+        "[[Category:Rivers]]\nA river is long.\n",
+        "He puts it down, and she puts it back, unless it rains.\nNobody comes unless asked.\n",
+        "None of them came. None were asked.\n",
+    ],
+)
+def test_prose_with_words_of_code_is_no_code(text: str) -> None:
+    assert score([text])[0]["language"] is None
+
+
 def test_comments_in_comments_count_once() -> None:
     source = "/// one\nfn a() {} /* two /* three */ */\n"
     assert parse("rust", source.encode()).comments == pytest.approx(ink("/// one/* two /* three */ */") / ink(source))

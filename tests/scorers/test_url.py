@@ -65,6 +65,17 @@ def test_hosts_equal_pythons(scheme: str, host: str, port: str, rest: str) -> No
     assert (found.path[0].as_py() or "") == rest.lower()
 
 
+def test_www_before_a_public_suffix_is_part_of_the_site(tmp_path: Path) -> None:
+    """What would be left without it is no site but an ending under which many live."""
+    (tmp_path / "list.txt").write_text("www.gov.uk\nwww.blocked.org\n")
+    urls = ["https://www.gov.uk/tax", "https://hmrc.gov.uk/", "https://blocked.org/", "https://www.example.org/"]
+    batch = Batch(pa.record_batch({"text": [""] * 4, "url": urls}))
+    found = make("url", {"blocklist": tmp_path / "list.txt"}).score(batch)
+    assert found.field("host").to_pylist() == ["www.gov.uk", "hmrc.gov.uk", "blocked.org", "example.org"]
+    assert found.field("domain").to_pylist() == ["www.gov.uk", "hmrc.gov.uk", "blocked.org", "example.org"]
+    assert found.field("blocked").to_pylist() == [True, False, True, False]
+
+
 @given(st.text(max_size=30))
 def test_any_text_has_an_answer(url: str) -> None:
     row = make("url").score(batch_of([url, "http://" + url])).to_pylist()

@@ -27,6 +27,10 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 EMAIL, IPV4, IPV6, IBAN, CARD, PHONE, SECRET = range(len(KINDS))
 _GROUPS = 6  # of the digits of a phone number, at most
 _LEAST, _MOST = 8, 15  # digits of a phone number with "+" (E.164; none that is valid is shorter)
+# Dates with their year, anywhere in a candidate; two years or a month, as the whole of it.
+_YEAR, _GAP, _DAY = r"(?:1[6-9]|2[01])\d\d", r" ?[-/.]{1,2} ?", r"(?:0?[1-9]|[12]\d|3[01])"
+_DATE = re.compile(rf"(?<!\d)(?:{_YEAR}{_GAP}{_DAY}{_GAP}{_DAY}|{_DAY}{_GAP}{_DAY}{_GAP}{_YEAR})(?!\d)")
+_YEARS = re.compile(rf"\(?{_YEAR}(?:{_GAP}|\) ?)(?:{_YEAR}|\d\d)|(?:0?[1-9]|1[0-2]){_GAP}{_YEAR}")
 # What a byte may begin: the passes below look at no other.
 _AT, _DIGITS, _OPEN, _CAPITAL, _FORM, _ASSIGNS, _DASHES = 1, 2, 4, 8, 16, 32, 64
 
@@ -91,7 +95,7 @@ def _find(data: np.ndarray, offsets: np.ndarray, shapes: np.ndarray) -> tuple[np
     out, n = np.empty((3, 1024), np.int64), 0
     for d in range(offsets.size - 1):
         lo, hi = offsets[d], offsets[d + 1]
-        ending, dialled = lo - 1, lo  # next end of a private key; where the last number with "+" ended
+        dialled = lo  # where the last number with "+" ended
         i = _next(data, lo - 1, lo, hi)
         while i < hi:
             trigger = _TRIGGERS[data[i]]
@@ -110,8 +114,7 @@ def _find(data: np.ndarray, offsets: np.ndarray, shapes: np.ndarray) -> tuple[np
                 n = _add(out, n, secrets.assigned(data, i, lo, hi), SECRET)
             elif trigger == _DASHES:
                 if byte(data, i + 1, lo, hi) == 45 and byte(data, i + 5, lo, hi) == 66:  # -, B
-                    ending = secrets.key_end(data, i, hi) if ending < i else ending
-                    n = _add(out, n, secrets.private_key(data, i, hi, ending), SECRET)
+                    n = _add(out, n, secrets.private_key(data, i, lo, hi), SECRET)
             else:
                 following = byte(data, i + 1, lo, hi)
                 if CLASS[following] & UPPER and trigger & _CAPITAL:
@@ -225,9 +228,11 @@ def _are_phones(texts: pa.LargeStringArray, region: str | None) -> np.ndarray:
 
 @functools.lru_cache(1 << 16)
 def is_phone(text: str, region: str | None) -> bool:
-    """Whether `phonenumbers` takes the text for a number that can be dialled."""
+    """Whether `phonenumbers` takes the text for a number that can be dialled, and there is no date in it."""
     import phonenumbers
 
+    if text[0] != "+" and (_DATE.search(text) or _YEARS.fullmatch(text)):
+        return False
     try:
         return phonenumbers.is_valid_number(phonenumbers.parse(text, region))
     except phonenumbers.NumberParseException:

@@ -16,7 +16,7 @@ DIGIT, UPPER, LOWER, HEX, MARK, GAP = 1, 2, 4, 8, 16, 32
 LOW, HYPHEN, DOT, SLASH, COLON, PLUS, COMMA, AT = 64, 128, 256, 512, 1024, 2048, 4096, 8192  # one sign each
 LETTER, ALNUM = UPPER | LOWER, DIGIT | UPPER | LOWER
 NAME = ALNUM | LOW
-_AT, _DOT, _DASH, _SPACE, _SLASH, _COLON, _EQUAL = (ord(c) for c in "@.- /:=")
+_AT, _DOT, _DASH, _SPACE, _SLASH, _COLON, _EQUAL, _QUOTE, _OPEN = (ord(c) for c in "@.- /:='(")
 _MOST_LOCAL, _MOST_DOMAIN = 64, 253  # bytes, RFC 5321
 _MOST_PHONE = 15  # digits, E.164
 
@@ -45,7 +45,12 @@ CLASS = _classes()
 # After these, or a sign of comparison, four numbers are a version or a section.
 _NUMBERED = packed("v ver version versions release releases rev revision build firmware section chapter update")
 _CALLED = packed("tel tele telephone telefon phone phones call fax telefax mobile mobil cell ph dial text sms whatsapp")
-_FILES = packed("png jpg jpeg gif svg webp css js ico html htm py md txt pdf")  # ends of file names, no domains
+# No domain ends in these: ends of file names, attributes of arrays, and "xn" of "xn--" (RFC 5890).
+_NO_DOMAINS = packed(
+    "png jpg jpeg gif svg webp css js ts ico html htm py md txt pdf tgz gz tar whl xn "
+    "shape dtype device size ndim data grad weight tensor values numpy mean item conj imag inv"
+)
+_GIT = packed("git")
 # Length of an IBAN by country (SWIFT's IBAN registry).
 _IBAN = (
     "AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BI27 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DJ27 DK18 DO28 EE20 EG29 "
@@ -99,34 +104,67 @@ def _among(data: np.ndarray, a: int, b: int, words: np.ndarray) -> bool:
 
 @inner
 def email(data: np.ndarray, i: int, lo: int, hi: int) -> tuple[int, int]:
-    """The address around the "@" at `i`: ASCII, with a domain of two labels or more that ends in letters.
+    """The address around the "@" at `i`: Latin letters before, with accents too; a domain of ASCII behind.
 
-    Not addresses: names of files ("icon@2x.png") and handles with an "@" before them ("@me@host.org").
+    Not addresses: names of files ("icon@2x.png"), handles with an "@" before them ("@me@host.org"), `git@`, versions
+    of packages ("lodash@4.17.21.tgz") and products of matrices ("q@k.transpose(0, 1)", "W@x.shape").
     """
+    end = _domain(data, i, lo, hi)
+    a = _local(data, i, lo, hi, byte(data, end, lo, hi) == _QUOTE)
+    git = i - a == 3 and _among(data, a, i, _GIT)
+    if end == i or a == i or git or byte(data, a - 1, lo, hi) == _AT or data[i - 1] == _DOT or data[i - 1] == _QUOTE:
+        return i, i
+    return a, end
+
+
+@inner
+def _local(data: np.ndarray, i: int, lo: int, hi: int, quoted: bool) -> int:
+    """Where the local part before the "@" at `i` begins, `i` where there is none; "'" is in it, unless it quotes."""
     a = i
-    while i - a <= _MOST_LOCAL and is_(data, a - 1, lo, hi, ALNUM | MARK):
-        a -= 1
+    while i - a <= _MOST_LOCAL:
+        if is_(data, a - 1, lo, hi, ALNUM | MARK) or (byte(data, a - 1, lo, hi) == _QUOTE and not quoted):
+            a -= 1
+        elif _accented(data, a - 2, lo, i):
+            a -= 2
+        else:
+            break
     if i - a > _MOST_LOCAL:
-        return i, i
-    while a < i and not is_(data, a, lo, hi, ALNUM):
+        return i
+    while a < i and (CLASS[data[a]] & MARK or data[a] == _QUOTE):
         a += 1
-    if a == i or byte(data, a - 1, lo, hi) == _AT or data[i - 1] == _DOT:
-        return i, i
+    return a
+
+
+@inner
+def _accented(data: np.ndarray, i: int, lo: int, hi: int) -> bool:
+    """Whether a Latin letter beyond ASCII or a combining accent stands at `i` (U+00C0 to U+037F in UTF-8)."""
+    lead, trail = byte(data, i, lo, hi), byte(data, i + 1, lo, hi)
+    return 0xC3 <= lead <= 0xCD and trail >> 6 == 2 and not (lead == 0xC3 and (trail == 0x97 or trail == 0xB7))
+
+
+@inner
+def _domain(data: np.ndarray, i: int, lo: int, hi: int) -> int:
+    """Where the domain behind the "@" at `i` ends, `i` where there is none: two labels or more, the last of letters."""
+    digits = _run(data, i + 1, lo, hi)  # 163.com is a domain, 4.17 is not
+    if digits and byte(data, i + 1 + digits, lo, hi) == _DOT and is_(data, i + 2 + digits, lo, hi, DIGIT):
+        return i
     good, label, letters, labels = i, i + 1, True, 1
     for b in range(i + 1, min(hi, i + 2 + _MOST_DOMAIN) + 1):
         c = byte(data, b, lo, hi)
-        if CLASS[c] & (ALNUM | HYPHEN):
-            letters &= CLASS[c] & LETTER != 0
-            continue
-        if b == label or data[label] == _DASH or data[b - 1] == _DASH:
+        inside = CLASS[c] & (ALNUM | HYPHEN) != 0
+        if not inside and (b == label or data[label] == _DASH or data[b - 1] == _DASH):
             break
-        if labels > 1 and letters and 2 <= b - label <= 24 and not _among(data, label, b, _FILES):
+        ends = not inside or (c == _DASH and not is_(data, b + 1, lo, hi, ALNUM))  # a dash behind an address
+        if ends and labels > 1 and letters and 2 <= b - label <= 24 and not _among(data, label, b, _NO_DOMAINS):
             good = b
-        if c != _DOT:
-            good = i if c == _AT else good
+        if inside:
+            letters &= CLASS[c] & LETTER != 0
+        elif c == _DOT:
+            label, letters, labels = b + 1, True, labels + 1
+        else:
+            good = i if c in (_AT, _OPEN) else good
             break
-        label, letters, labels = b + 1, True, labels + 1
-    return (a, good) if good > i else (i, i)
+    return good
 
 
 @inner
@@ -335,7 +373,7 @@ def _issued(data: np.ndarray, a: int, b: int, lo: int, hi: int) -> bool:
 def _length_fits(prefix: int, digits: int) -> bool:
     """Whether a network issues numbers of so many digits with these first four (ISO/IEC 7812, the networks' ranges)."""
     two, three = prefix // 100, prefix // 10
-    visa = prefix // 1000 == 4 and (digits == 13 or digits == 16 or digits == 19)
+    visa = prefix // 1000 == 4 and (digits == 16 or digits == 19)  # not 13: codes of articles (EAN-13)
     mastercard = digits == 16 and (51 <= two <= 55 or 2221 <= prefix <= 2720)
     express = digits == 15 and (two == 34 or two == 37)
     diners = digits == 14 and (300 <= three <= 305 or two == 36 or two == 38 or two == 39)

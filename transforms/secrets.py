@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numba import njit
 
-from transforms.pii_forms import ALNUM, DIGIT, HYPHEN, LETTER, LOW, PLUS, SLASH, UPPER, byte, is_
+from transforms.pii_forms import ALNUM, CLASS, DIGIT, HYPHEN, LETTER, LOW, LOWER, PLUS, SLASH, UPPER, byte, is_
 from transforms.text import inner
 
 _DASH, _LOW, _DOT, _SPACE, _EQUAL = (ord(c) for c in "-_. =")
@@ -34,10 +34,15 @@ FORMS: tuple[tuple[str, int, int, int], ...] = (
     ("shpat_", _PLAIN, 32, 32),  # Shopify
     ("sk-", _TOKEN, 32, 255),  # OpenAI, Anthropic; the last, since it needs capitals and digits (`_mixed`)
 )
-_NAMES = ("secret", "token", "passw", "apikey", "api_key", "api-key", "access_key", "private_key", "credential")
+# Words that end there: "tokenizer" and "max_tokens" are none.
+_NAMES = (
+    *("secret", "token", "password", "passwd", "passphrase", "passwort", "pwd", "credential", "credentials", "bearer"),
+    *("apikey", "api_key", "api-key", "api key", "access_key", "accesskey", "access key", "private_key", "privatekey"),
+    *("secretkey", "secret key"),
+)
 _FEWEST, _MOST = 16, 256  # characters of a value that is assigned
 _BITS = 3.2  # of entropy per character; 16 random letters and digits have about 3.8
-_LEAST_KEY, _MOST_KEY = 90, 16384  # bytes of a private key, with the lines around it
+_LEAST_KEY, _MOST_KEY = 60, 16384  # characters of a private key in base 64 (Ed25519: 64), bytes with its headers
 
 
 def _table(texts: tuple[str, ...]) -> np.ndarray:
@@ -52,8 +57,9 @@ _PREFIXES = _table(tuple(form[0] for form in FORMS))
 _SIZES = np.array([(len(p), flags, least, most) for p, flags, least, most in FORMS], np.int64)
 _WORDS = _table(_NAMES)
 _LENGTHS = np.array([len(name) for name in _NAMES])
-_BEGIN, _END, _KEY, _OBJECT = (
-    np.frombuffer(text, np.uint8) for text in (b"-----BEGIN ", b"-----END ", b"PRIVATE KEY", b"eyJ")
+_BEGIN, _END, _RULE, _KEY, _OBJECT, _BEARER = (
+    np.frombuffer(text, np.uint8)
+    for text in (b"-----BEGIN ", b"-----END ", b"-----", b"PRIVATE KEY", b"eyJ", b"bearer ")
 )
 PAIRS = np.zeros((256, 256), bool)  # pairs of bytes that a token begins with
 PAIRS[_PREFIXES[:, 0], _PREFIXES[:, 1]] = True
@@ -99,12 +105,21 @@ def token(data: np.ndarray, i: int, lo: int, hi: int) -> tuple[int, int]:
 
 @inner
 def _mixed(data: np.ndarray, a: int, b: int) -> bool:
-    """Two capitals and two digits or more."""
-    capitals = digits = 0
+    """Two capitals and two digits or more; and 20 letters and digits together, or at most two words between dashes."""
+    capitals = digits = words = longest = run = 0
+    word = True
     for k in range(a, b):
-        capitals += 65 <= data[k] <= 90
-        digits += 48 <= data[k] <= 57
-    return capitals > 1 and digits > 1
+        c = CLASS[data[k]]
+        capitals += c & UPPER != 0
+        digits += c & DIGIT != 0
+        if c & ALNUM:
+            word &= c & LETTER != 0 and (run == 0 or c & UPPER == 0)
+            run += 1
+            longest = max(longest, run)
+        if c & ALNUM == 0 or k == b - 1:
+            words += word and run > 1
+            word, run = True, 0
+    return capitals > 1 and digits > 1 and (longest >= 20 or words < 3)
 
 
 @inner
@@ -125,35 +140,69 @@ def _web_token(data: np.ndarray, i: int, lo: int, hi: int) -> tuple[int, int]:
     return i, b
 
 
-@inner
-def private_key(data: np.ndarray, i: int, hi: int, end: int) -> tuple[int, int]:
-    """The PEM block of a private key that begins at `i`; `end`: where the next `key_end` is."""
-    if not _stands(data, i, hi, _BEGIN, len(_BEGIN)) or end >= hi or not _LEAST_KEY <= end - i <= _MOST_KEY:
+@njit(cache=True, nogil=True)
+def private_key(data: np.ndarray, i: int, lo: int, hi: int) -> tuple[int, int]:
+    """The PEM block of a private key that begins at `i` (RFC 7468): both lines have one label, a key is between them.
+
+    Reads no further than the next line of dashes, so that many beginnings are read once each."""
+    if not _stands(data, i, hi, _BEGIN, len(_BEGIN)):
         return i, i
-    b = i + len(_BEGIN)
-    while b < min(hi, i + 48) and data[b] != _DASH:
-        if _stands(data, b, hi, _KEY, len(_KEY)):
-            stop = end + len(_END)
-            while stop < min(hi, end + 64) and data[stop] != _DASH:
-                stop += 1
-            while stop < min(hi, end + 69) and data[stop] == _DASH:
-                stop += 1
-            return i, stop
+    label, private = i + len(_BEGIN), False
+    b = label
+    while b < hi and b - label < 40 and (is_(data, b, lo, hi, UPPER | DIGIT) or data[b] == _SPACE):
+        private |= _stands(data, b, hi, _KEY, len(_KEY))
         b += 1
-    return i, i
+    if not private or not _stands(data, b, hi, _RULE, len(_RULE)):
+        return i, i
+    size = b - label
+    end = _key(data, b + len(_RULE), lo, hi)
+    stop = end + len(_END) + size
+    if not _stands(data, end, hi, _END, len(_END)) or not _stands(data, stop, hi, _RULE, len(_RULE)):
+        return i, i
+    same = _stands(data, stop - size, hi, data[label:b], size)
+    return (i, stop + len(_RULE)) if same else (i, i)
+
+
+@njit(cache=True, nogil=True)
+def _key(data: np.ndarray, i: int, lo: int, hi: int) -> int:
+    """Where the key behind `i` ends: base 64 in lines, some headers before; `hi` where something else stands there.
+
+    Lines may end in "\\n", as in JSON, or be joined by spaces: runs of 16 characters or more on average tell them from
+    words."""
+    b, signs, runs, fresh = i, 0, 0, True
+    while b < hi and b - i < _MOST_KEY and data[b] != _DASH:
+        c = data[b]
+        n = _run(data, b, lo, hi, ALNUM | PLUS | SLASH, _MOST_KEY)
+        while n < _MOST_KEY and byte(data, b + n, lo, hi) == _EQUAL:
+            n += 1
+        if n:
+            stop = _header(data, b, lo, hi) if fresh and n <= 32 else b
+            if stop == b:
+                signs, runs, fresh = signs + n, runs + 1, False
+            b = max(stop, b + n)
+        elif c == 92 and (byte(data, b + 1, lo, hi) == 110 or byte(data, b + 1, lo, hi) == 114):  # \n, \r
+            b, fresh = b + 2, True
+        elif c == 10 or c == 13 or c == 9 or c == _SPACE:
+            b, fresh = b + 1, fresh or c == 10
+        else:
+            return hi
+    return b if signs >= max(_LEAST_KEY, 16 * runs) else hi
 
 
 @inner
-def key_end(data: np.ndarray, i: int, hi: int) -> int:
-    """Where the next "-----END " stands from `i` on; `hi` where there is none."""
-    while i < hi and not (data[i] == _DASH and _stands(data, i, hi, _END, len(_END))):
-        i += 1
-    return i
+def _header(data: np.ndarray, i: int, lo: int, hi: int) -> int:
+    """Where the line of a header such as "Proc-Type: 4,ENCRYPTED" at `i` ends, `i` where there is none."""
+    b = i + _run(data, i, lo, hi, LETTER | HYPHEN, 32)
+    if byte(data, b, lo, hi) != 58 or byte(data, b + 1, lo, hi) != _SPACE:
+        return i
+    while b < hi and b - i < 256 and data[b] != 10 and data[b] != 92 and not _stands(data, b, hi, _RULE, len(_RULE)):
+        b += 1
+    return b
 
 
 @njit(cache=True, nogil=True)
 def assigned(data: np.ndarray, i: int, lo: int, hi: int) -> tuple[int, int]:
-    """The value behind the "=" or ":" at `i`, if the name before says that it is secret and it looks random.
+    """The value behind the "=" or ":" at `i`, if the name before it or "Bearer" calls it secret and it looks random.
 
     Random: 16 to 256 letters, digits and "+/_-", at least three digits and three letters, `_BITS` of entropy for each
     character. Not random: paths ("/" without a capital), names (one "_" in 16 or more), calls and attributes.
@@ -164,10 +213,12 @@ def assigned(data: np.ndarray, i: int, lo: int, hi: int) -> tuple[int, int]:
     quote = byte(data, a, lo, hi)
     quoted = quote == 34 or quote == 39
     a += quoted
+    bearer = _bearer(data, a, lo, hi)
+    a += len(_BEARER) * bearer
     b = a
     while b - a <= _MOST and is_(data, b, lo, hi, _VALUE):
         b += 1
-    if not _FEWEST <= b - a <= _MOST or not is_(data, a, lo, hi, ALNUM) or not _secret(data, i, lo):
+    if not _FEWEST <= b - a <= _MOST or not is_(data, a, lo, hi, ALNUM) or not (bearer or _secret(data, i, lo)):
         return i, i
     stop = b
     while stop < hi and stop - b < 2 and data[stop] == _EQUAL:
@@ -180,14 +231,27 @@ def assigned(data: np.ndarray, i: int, lo: int, hi: int) -> tuple[int, int]:
 
 
 @inner
+def _bearer(data: np.ndarray, i: int, lo: int, hi: int) -> bool:
+    """Whether "Bearer " stands at `i`, as in HTTP's "Authorization: Bearer …" (RFC 6750)."""
+    k = 0
+    while k < len(_BEARER) and _lower(byte(data, i + k, lo, hi)) == _BEARER[k]:
+        k += 1
+    return k == len(_BEARER)
+
+
+@inner
 def _secret(data: np.ndarray, i: int, lo: int) -> bool:
-    """Whether the name before the "=" or ":" at `i` has one of `_NAMES` in it."""
+    """Whether the name before the "=" or ":" at `i` has one of `_NAMES` in it, at the end of a word.
+
+    A capital behind a small letter begins a word: "tokenValue"."""
     j = i
     while j > lo and i - j < 4 and (data[j - 1] == 32 or data[j - 1] == 34 or data[j - 1] == 39 or data[j - 1] == 58):
         j -= 1
     for b in range(j, max(lo, j - 48), -1):
         if not is_(data, b - 1, lo, j, _TOKEN):
             return False
+        if is_(data, b, lo, j, LETTER) and not (is_(data, b, lo, j, UPPER) and is_(data, b - 1, lo, j, LOWER)):
+            continue
         for k in range(len(_LENGTHS)):
             n = _LENGTHS[k]
             m = 0

@@ -20,7 +20,13 @@ from transforms.pii_forms import IBAN_LENGTHS
 KEY = "-----BEGIN RSA PRIVATE KEY-----\n" + "MIIEow+AgEAAoIBAQ/c3" * 8 + "\n-----END RSA PRIVATE KEY-----"
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U"
 TRUE: dict[Kind, list[str]] = {
-    "email": ["jane.doe+x@mail.example.co.uk", "a_b%c@example.org", "X@sub-domain.museum"],
+    "email": [
+        "jane.doe+x@mail.example.co.uk",
+        "a_b%c@example.org",
+        "X@sub-domain.museum",
+        "müller@firma.de",
+        "o'brien@163.com",
+    ],
     "ipv4": ["93.184.216.34", "52.14.15.16", "11.0.0.1", "172.32.0.1", "223.255.255.255"],
     "ipv6": ["2001:4860:4860::8888", "2a00:1450:4001:81b:0:0:0:200E", "2606:4700::6810:84e5"],
     "iban": [
@@ -51,6 +57,10 @@ TRUE: dict[Kind, list[str]] = {
 }
 FALSE = [
     *("icon@2x.png", "@me@host.org", "a@b.c", "root@localhost", "@decorator", "user@10.0.0.1", "a.@x.com", "@x.com"),
+    *("q@k.transpose(-2,-1)", "W@x.shape", "a@b.T.to(device)", "lodash@4.17.21.tgz", "git@github.com:a/b.git"),
+    *("4222222222222", "tokenizer: Qwen2-7B-Instruct-GPTQ-Int4", "max_tokens: gpt-4-32k-0613-preview"),
+    *("secretary: room-4B-17C-Floor3-North", "TOKENIZERS=Qwen2-7B-Instruct-GPTQ-Int4", "pwd: /usr/Local/x1/y2/z3/app"),
+    "sk-learn-is-a-Very-Nice-Library-2024-For-People",
     *("192.168.1.1", "10.1.2.3", "127.0.0.1", "172.16.0.1", "224.0.0.1", "256.1.1.1", "8.8.8.8", "1.2.3.4", "1.2.30.4"),
     *(
         "v52.14.15.16",
@@ -115,7 +125,7 @@ def spans(text: str, kind: Kind) -> list[str]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_is_found_alone_and_among_others(kind: Kind) -> None:
     for text in TRUE[kind]:
-        for around in ("{}", "see {}, or not", "<{}>", "wo: {}.", "é{} ü", '"{}"\n'):
+        for around in ("{}", "see {}, or not", "<{}>", "wo: {}.", "邮{} ü", '"{}"\n'):
             batch = batch_of(["", around.format(text)])
             found = find(batch)
             assert [KINDS[k] for k in found.kind] == [kind], (around, text)
@@ -128,10 +138,71 @@ def test_look_alikes_are_not_found(text: str) -> None:
     assert len(find(batch_of([text])).start) == 0
 
 
+_ASSIGNMENTS = [
+    *('api_key = "{}"', "TOKEN={}", "'password': '{}'", "client_secret := {}", "aws-access_key: {}\n", "api key: {}"),
+    *(
+        "tokenValue: {}",
+        "SECRET_2={}",
+        "DB_PWD={}",
+        "Authorization: Bearer {}",
+        '"auth": "bearer {}"',
+        "credentials={}",
+        "secretKey: {}",
+        "secretkey={}",
+        "secret key: {}",
+        "PASSWORD1={}",
+    ),
+]
+
+
 def test_values_assigned_to_secret_names() -> None:
-    for text in ('api_key = "{}"', "TOKEN={}", "'password': '{}'", "client_secret := {}", "aws-access_key: {}\n"):
+    for text in _ASSIGNMENTS:
         for value in ("Zk93jf02mXq8LpT4", "9f86d081884c7d659a2feaa0c55ad015", "u7Tq+1/xB2b9PdeW=="):
             assert spans(text.format(value), "secret") == [value], text
+
+
+BODY = "MIIEow+AgEAAoIBAQ/c3mQ9"
+HEADERS = "Proc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,0F1E2D\n\n"
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        f"-----BEGIN PRIVATE KEY-----\n{BODY * 3}\n-----END PRIVATE KEY-----",
+        f"-----BEGIN RSA PRIVATE KEY-----\n{HEADERS}{BODY * 3}\r\n  {BODY}==\n-----END RSA PRIVATE KEY-----",
+        f"-----BEGIN PRIVATE KEY-----\\n{BODY * 3}\\n{BODY}\\n-----END PRIVATE KEY-----",
+        f"-----BEGIN EC PRIVATE KEY----- {BODY * 3} {BODY} -----END EC PRIVATE KEY-----",
+        f"-----BEGIN PGP PRIVATE KEY BLOCK-----\nVersion: v2\n\n{BODY * 9}\n=aB3d\n-----END PGP PRIVATE KEY BLOCK-----",
+    ],
+)
+def test_private_keys_are_masked_whole_and_nothing_around_them(key: str) -> None:
+    assert spans(f"-----BEGIN PRIVATE KEY----- opens a file: {key} and -----END PRIVATE KEY-----", "secret") == [key]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"A key opens with -----BEGIN PRIVATE KEY-----, then: {BODY * 4}\n-----END PRIVATE KEY-----",
+        "-----BEGIN PRIVATE KEY----- " + "are the words before it " * 9 + "-----END PRIVATE KEY-----",
+        "-----BEGIN PRIVATE KEY-----\n" + "Some: word, and one more\n" * 9 + "-----END PRIVATE KEY-----",
+        f"-----BEGIN PRIVATE KEY-----\n{BODY * 4}\n-----END CERTIFICATE-----",
+        f"-----BEGIN RSA PRIVATE KEY-----\n{BODY * 4}\n-----END DSA PRIVATE KEY-----",
+        f"-----BEGIN PUBLIC KEY-----\n{BODY * 4}\n-----END PUBLIC KEY-----",
+        f"-----BEGIN PRIVATE KEY-----\n{BODY * 4}\n-----END PRIVATE KEY",
+    ],
+)
+def test_what_only_speaks_of_private_keys_stays(text: str) -> None:
+    assert spans(text, "secret") == []
+
+
+def test_ends_of_addresses() -> None:
+    for text, wanted in [
+        ("john@example.com--John", ["john@example.com"]),
+        ("x@a.org- y, 日本x@my--site.com, b'c@d.de' 'd'e@f.de", ["x@a.org", "x@my--site.com", "c@d.de", "d'e@f.de"]),
+        ("user@126.com, user@139.com.cn, digit@4.17.com", ["user@126.com", "user@139.com.cn"]),
+        ("digit@git.org, git@git.org, 3×a@b.de Ünal.Åström@b.de", ["digit@git.org", "a@b.de", "Ünal.Åström@b.de"]),
+    ]:
+        assert spans(text, "email") == wanted
 
 
 @given(
@@ -171,22 +242,35 @@ def apart(found: Iterator[tuple[int, int]]) -> list[tuple[int, int]]:
 
 def emails(text: str) -> Iterator[tuple[int, int]]:
     for at in re.finditer("@", text):
-        i = at.start()
-        local = re.findall(r"[A-Za-z0-9._%+-]*\Z", text[:i])[0].lstrip("._%+-")
+        i, end = at.start(), domain_end(text, at.end())
+        quote = "" if text[end : end + 1] == "'" else "'"
+        characters = rf"[A-Za-z0-9._%+{quote}\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u037f-]*\Z"
+        whole = re.findall(characters, text[:i])[0]
+        local = whole.lstrip("._%+-'")
         before = text[: i - len(local)]
-        if not local or local.endswith(".") or before.endswith("@"):
-            continue
-        run, end, good = re.match(r"[A-Za-z0-9.-]*", text[i + 1 :])[0], i, 0  # type: ignore[index]
-        for k, label in enumerate(run.split(".")):
-            end += 1 + len(label)
-            if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?", label):
-                break
-            if k and re.fullmatch("[A-Za-z]{2,24}", label) and label.lower() not in ("js", "png"):
-                good = end
-        else:
-            good = 0 if text[end : end + 1] == "@" else good
-        if good:
-            yield i - len(local), good
+        fits = 0 < len(whole.encode()) <= 64 and text[i - 1] not in ".'" and not before.endswith("@")
+        if end and fits and local and local.lower() != "git":
+            yield i - len(local), end
+
+
+def domain_end(text: str, i: int) -> int:
+    """0: none."""
+    run = re.match(r"[A-Za-z0-9.-]*", text[i:])[0]  # type: ignore[index]
+    begin, good = i, 0
+    if re.match(r"\d{1,7}\.\d", run):
+        return 0
+    for k, label in enumerate(run.split(".")):
+        stop = begin + len(label)
+        dashes = [m.start() for m in re.finditer("-(?![A-Za-z0-9])", text) if begin <= m.start() < stop]
+        whole = re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?", label)
+        for place in [*dashes, *([stop] if whole else [])]:
+            last = text[begin:place]
+            if k and re.fullmatch("[A-Za-z]{2,24}", last) and last.lower() not in ("js", "png", "shape", "xn"):
+                good = place
+        if not whole:
+            return good
+        begin = stop + 1
+    return 0 if text[begin - 1 : begin] in ("@", "(") else good
 
 
 def ipv4s(text: str) -> Iterator[tuple[int, int]]:
@@ -249,14 +333,30 @@ def cards(text: str) -> Iterator[tuple[int, int]]:
 def luhn(digits: str) -> bool:
     total = sum(sum(divmod(int(d) * (1 + k % 2), 10)) for k, d in enumerate(reversed(digits)))
     ranges = (
-        r"4(\d{12}|\d{15}|\d{18})|5[1-5]\d{14}|2[2-7]\d{14}|3[47]\d{13}|3(0[0-5]|[689]\d)\d{11}"
+        r"4(\d{15}|\d{18})|5[1-5]\d{14}|2[2-7]\d{14}|3[47]\d{13}|3(0[0-5]|[689]\d)\d{11}"
         r"|6(011|5\d\d|2\d\d)\d{12,15}"
     )
     return total % 10 == 0 and bool(re.fullmatch(ranges, digits))
 
 
 REFERENCES: dict[Kind, tuple[Callable[[str], Iterator[tuple[int, int]]], str, list[str]]] = {
-    "email": (emails, "ab1.@-_%é \n", ["@b1.com", "a.js", "x@y.de", "@png.png"]),
+    "email": (
+        emails,
+        "ab1.@-_%é×日'( \n",
+        [
+            "@b1.com",
+            "a.js",
+            "x@y.de",
+            "@png.png",
+            "git@",
+            "@4.1",
+            "@16.com",
+            ".com--",
+            ".xn--a",
+            "q@k.shape",
+            "'a@b.de'",
+        ],
+    ),
     "ipv4": (ipv4s, "0123456789.-:/=v _é", ["52.14.15.16", "10.1.1.", ".255", "192.168.", "ver ", "==", "-1.2.3.4"]),
     "ipv6": (ipv6s, "0123fF:.g ", ["2a00:", "::", ":1", "2001:db8:", ":ffff", "3ffe:1:2:3:4:5:6:7"]),
     "iban": (ibans, "DENO0123 x", ["DE89370400440532013000", "NO93 8601 1117 947", "BE68 5390 0754 7034", " 00", "DE"]),
@@ -303,6 +403,27 @@ def test_regions_write_their_own_way() -> None:
 def test_spaces_alone_want_a_word_or_a_zero() -> None:
     assert spans("650 253 0000", "phone") == [] and spans("call 650 253 0000", "phone") == ["650 253 0000"]
     assert spans("Tel.: 650 253 0000 x", "phone") == ["650 253 0000"]
+
+
+DATES = [
+    *("2024-11-05", "2024/12/01", "2024.11.05", "2024-1-05", "05.11.2024", "5/11/2024"),
+    *("31-12-1999", "12/31/1999", "22.04.2015", "1. 05. 2024", "22.04.2015-24.04.2015", "2010-2018"),
+    *("2010/2018", "1998 - 2004", "(2010-2018)", "(1999) 2004", "2010.2018", "05.11.2024 10:30"),
+    *("2024-11-05 10:30:59", "2024-11-05 1030", "30 2024-11-05", "1914-1918", "11/2024", "2024-11"),
+    *("05.2024", "2018-19", "01.01.1970"),
+]
+
+
+def test_dates_are_phone_numbers_nowhere() -> None:
+    from phonenumbers import SUPPORTED_REGIONS
+
+    batch = batch_of([around.format(date) for date in DATES for around in ("{}", "released {}, then", "tel. {}\n")])
+    for region in sorted(SUPPORTED_REGIONS):
+        found = find(batch, ["phone"], region)
+        texts = [bytes(batch.bytes[a:b]).decode() for a, b in zip(found.start, found.end, strict=True)]
+        assert texts == [], region
+    for number, region in [("02-2010-2018", "TW"), ("tel. 2210 2018", "CR"), ("+45 20 12 20 24", "DK")]:
+        assert find(batch_of([number]), ["phone"], region).start.size == 1
 
 
 def test_what_overlaps_counts_once() -> None:

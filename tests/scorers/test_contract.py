@@ -90,6 +90,14 @@ def test_no_text_is_an_exception(scorer: Scorer, texts: list[str]) -> None:
     assert len(found) == len(texts) and found.type == scorer.fields()
 
 
+@pytest.mark.parametrize("character", ["a", "0", " ", "\n", ".", "@", "-", "(", "<", "{", "'", "é", "漢", "🎉"])
+def test_a_megabyte_of_one_character_takes_linear_time(scorer: Scorer, character: str) -> None:
+    """What takes the square of the length would not come back; models, whose cost per character is known, have less."""
+    size = 20_000 if scorer.package == "torch" else 1_000_000
+    found = scorer.score(batch_of([character * (size // len(character.encode()))]))
+    assert len(found) == 1 and found.type == scorer.fields()
+
+
 def test_reason_is_null_where_passed(scorer: Scorer) -> None:
     names = [field.name for field in scorer.fields()]
     if "passed" in names:

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import pkgutil
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from transforms.batch import Batch
+
+Kind = TypeVar("Kind")
 
 
 class Scorer(BaseModel):
@@ -63,15 +65,25 @@ def find(name: str) -> type[Scorer]:
     Raises:
         LookupError: there is none of that name; the message gives the nearest one.
     """
-    if name not in names():
-        near = difflib.get_close_matches(name, names(), 1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(names())}"
-        raise LookupError(f"no scorer named {name!r}{hint}")
-    module = importlib.import_module(f"{__name__}.{name}")
-    for _, member in inspect.getmembers(module, inspect.isclass):
-        if issubclass(member, Scorer) and member.__module__ == module.__name__:
+    return by_name(Scorer, name, names(), f"{__name__}.{name}")
+
+
+def by_name(base: type[Kind], name: str, known: list[str], module: str) -> type[Kind]:
+    """The one subclass of `base` that `module` defines; `name`, by which the user asked for it, is one of `known`.
+
+    Raises:
+        LookupError: it is none of them; the message gives the nearest one. Or the module defines no such class.
+    """
+    what = base.__name__.lower()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+        raise LookupError(f"no {what} named {name!r}{hint}")
+    found = importlib.import_module(module)
+    for _, member in inspect.getmembers(found, inspect.isclass):
+        if issubclass(member, base) and member.__module__ == module:
             return member
-    raise LookupError(f"scorers/{name}.py defines no subclass of Scorer")
+    raise LookupError(f"{module.replace('.', '/')}.py defines no subclass of {base.__name__}")
 
 
 def make(name: str, parameters: dict[str, Any] | None = None) -> Scorer:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import inspect
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 
 import trainers
+from scorers import by_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -79,12 +77,4 @@ def find(method: str) -> type[Fit]:
     Raises:
         LookupError: there is none of that name; the message gives the nearest one.
     """
-    if method not in names():
-        near = difflib.get_close_matches(method, names(), 1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(names())}"
-        raise LookupError(f"no fit named {method!r}{hint}")
-    module = importlib.import_module(f"trainers.{PREFIX}{method}")
-    for _, member in inspect.getmembers(module, inspect.isclass):
-        if issubclass(member, Fit) and member.__module__ == module.__name__:
-            return member
-    raise LookupError(f"trainers/{PREFIX}{method}.py defines no subclass of Fit")
+    return by_name(Fit, method, names(), f"trainers.{PREFIX}{method}")

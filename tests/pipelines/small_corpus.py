@@ -46,6 +46,24 @@ def write(path: Path, texts: list[str | None], ids: list[str] | None = None, gro
     pq.write_table(pa.table({"id": ids, "text": pa.array(texts, pa.string())}), path, row_group_size=group)
 
 
+def place(folder: Path, texts: list[str], order: list[int], shards: int, group: int) -> Path:
+    """Texts in the given order, dealt to shards of a source `web`; a text's id is its place in five digits."""
+    for k in range(shards):
+        mine = order[k::shards]
+        write(folder / "web" / f"{k}.parquet", [texts[i] for i in mine], [f"{i:05d}" for i in mine], group)
+    return folder
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of every Parquet file below a folder, file by file."""
+    return [row for p in sorted(folder.rglob("*.parquet")) for row in pq.ParquetFile(p).read().to_pylist()]
+
+
+def mixed(out: Path) -> dict[str, str]:
+    """The texts of the mixture `all` of a run, by id."""
+    return {row["id"]: row["text"] for row in rows(out / "mixtures" / "all")}
+
+
 def corpus(folder: Path, count: int = 150) -> Path:
     """Three sources in five shards; web/a and books/x share documents, and some rows are no documents."""
     shared = documents(20, seed=9, share_of_noise=0.0)

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_corpus import write
+from small_corpus import mixed, place, rows, write
 
 from pipelines import clean, shards, steps
 from pipelines.mix import MixError
@@ -54,33 +53,19 @@ def corpus() -> list[tuple[str, str]]:
 
 
 CORPUS = corpus()
+TEXTS = [text for text, _ in CORPUS]
 IDS = [f"{i:05d}" for i in range(len(CORPUS))]
 CLEAN = {"substring": {"tokens": 20}, "lines": {"count": 10}}
 
 
-def place(folder: Path, order: list[int], shards: int, group: int) -> Path:
-    for k in range(shards):
-        rows = order[k::shards]
-        write(folder / "web" / f"{k}.parquet", [CORPUS[i][0] for i in rows], [IDS[i] for i in rows], group)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return place(tmp_path_factory.mktemp("clean"), list(range(len(CORPUS))), 3, 8)
+    return place(tmp_path_factory.mktemp("clean"), TEXTS, list(range(len(CORPUS))), 3, 8)
 
 
 def recipe(folder: Path, tokenizer: Path, **changes: Any) -> dict[str, Any]:
     base = {"name": "clean", "sources": {"web": f"{folder}/web/*.parquet"}, "clean": CLEAN, "mix": {"all": {}}}
     return {**base, "tokenizer": str(tokenizer), **changes}
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [row for p in sorted(folder.rglob("*.parquet")) for row in pq.ParquetFile(p).read().to_pylist()]
-
-
-def mixed(out: Path) -> dict[str, str]:
-    return {row["id"]: row["text"] for row in rows(out / "mixtures" / "all")}
 
 
 def spans(out: Path) -> dict[str, dict[str, Any]]:
@@ -154,7 +139,7 @@ def test_other_shards_and_splits_change_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    turned = place(tmp_path / "turned", list(range(len(CORPUS)))[::-1], 2, 7)
+    turned = place(tmp_path / "turned", TEXTS, list(range(len(CORPUS)))[::-1], 2, 7)
     monkeypatch.setattr(shards, "SPLIT_BYTES", 2000)
     monkeypatch.setattr(clean, "PIECES", 20)
     monkeypatch.setattr(clean, "SHUFFLE_ROWS", 30)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
-from small_corpus import documents, write
+from small_corpus import documents, mixed, place, rows, write
 
 from pipelines import plan, shards, steps
 from pipelines.recipe import RecipeError, parse
@@ -36,32 +35,18 @@ def corpus() -> list[tuple[str, str]]:
 
 
 CORPUS = corpus()
+TEXTS = [text for text, _ in CORPUS]
 IDS = [f"{i:05d}" for i in range(len(CORPUS))]
-
-
-def place(folder: Path, order: list[int], files: int, group: int) -> Path:
-    for k in range(files):
-        rows = order[k::files]
-        write(folder / "web" / f"{k}.parquet", [CORPUS[i][0] for i in rows], [IDS[i] for i in rows], group)
-    return folder
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return place(tmp_path_factory.mktemp("local"), list(range(len(CORPUS))), 2, 16)
+    return place(tmp_path_factory.mktemp("local"), TEXTS, list(range(len(CORPUS))), 2, 16)
 
 
 def recipe(folder: Path, tokenizer: Path, **changes: Any) -> dict[str, Any]:
     base = {"name": "local", "sources": {"web": f"{folder}/web/*.parquet"}, "clean": CLEAN, "mix": {"all": {}}}
     return {**base, "tokenizer": str(tokenizer), **changes}
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [row for p in sorted(folder.rglob("*.parquet")) for row in pq.ParquetFile(p).read().to_pylist()]
-
-
-def mixed(out: Path) -> dict[str, str]:
-    return {row["id"]: row["text"] for row in rows(out / "mixtures" / "all")}
 
 
 def spans(out: Path) -> dict[str, dict[str, Any]]:
@@ -138,14 +123,14 @@ def test_workers_shards_and_splits_change_nothing(
     monkeypatch.setattr(steps, "LIGHT_ROWS", 0)
     run(parse(recipe(folder, toy_tokenizer)), str(tmp_path / "two"), workers=2, until="clean")
     assert spans(tmp_path / "two") == spans(plain[0])
-    turned = place(tmp_path / "turned", list(range(len(CORPUS)))[::-1], 3, 7)
+    turned = place(tmp_path / "turned", TEXTS, list(range(len(CORPUS)))[::-1], 3, 7)
     monkeypatch.setattr(shards, "SPLIT_BYTES", 2000)
     run(parse(recipe(turned, toy_tokenizer)), str(tmp_path / "one"), until="mix")
     assert spans(tmp_path / "one") == spans(plain[0]) and mixed(tmp_path / "one") == mixed(plain[0])
 
 
 def test_a_second_run_computes_nothing_and_a_new_shard_its_own(toy_tokenizer: Path, tmp_path: Path) -> None:
-    place(tmp_path, list(range(len(CORPUS))), 2, 16)
+    place(tmp_path, TEXTS, list(range(len(CORPUS))), 2, 16)
     run(parse(recipe(tmp_path, toy_tokenizer)), str(tmp_path / "run"), until="mix")
     again = run(parse(recipe(tmp_path, toy_tokenizer)), str(tmp_path / "run"), until="mix")["ledger"]
     assert all(step["reused"] == step["splits"] for step in again.values())

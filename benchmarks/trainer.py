@@ -1,4 +1,4 @@
-"""Tokens per second of trainers.pretrain against TRL's SFTTrainer with packing; packed against unpacked loss.
+"""Tokens per second of trainers.train against TRL's SFTTrainer with packing; packed against unpacked loss.
 
     python benchmarks/trainer.py --json [--shards DIR/*.parquet …] [--threads 1] [--precision fp32] [--pairs 3]
 
@@ -139,9 +139,10 @@ def found_text(folder: Path) -> list[Path]:
 
 
 def ours(work: Path, job: dict[str, Any]) -> dict[str, Any]:
+    from trainers.config import TrainConfig
     from trainers.mixture import open_mixture
-    from trainers.pretrain import Run, TrainConfig, keep_freed_memory
     from trainers.schedules import Schedule
+    from trainers.train import Run, keep_freed_memory
 
     config = TrainConfig(
         start=work / "model",

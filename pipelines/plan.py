@@ -79,7 +79,7 @@ class Plan:
             if recipe.tokenizer and not _is_fit(recipe.tokenizer):
                 _check_tokenizer(recipe.tokenizer)
             if recipe.train.config:  # importing torch takes seconds
-                from trainers.pretrain import TrainConfig
+                from trainers.config import TrainConfig
 
                 _made("train.config", TrainConfig, recipe.train.config)
 
@@ -204,7 +204,7 @@ def _require(field: str, package: str | None) -> None:
 
 
 def _check_tokenizer(path: str) -> None:
-    from trainers.mixture import load_tokenizer
+    from trainers.tokenise import load_tokenizer
 
     try:
         load_tokenizer(Path(path))

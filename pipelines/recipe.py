@@ -51,7 +51,7 @@ class HoldoutSpec(_Strict):
 
 
 class Training(_Strict):
-    """One model per mixture and seed, all with one `config` (see trainers.pretrain), measured on held-out documents."""
+    """One model per mixture and seed, all with one `config` (see trainers.train), measured on held-out documents."""
 
     mixtures: list[str] = Field(min_length=1)
     seeds: list[int] = Field([0, 1, 2], min_length=1)

@@ -40,7 +40,7 @@ class Job:
     name: str
     out: Path
     key: str
-    arguments: dict[str, Any]  # of trainers.pretrain
+    arguments: dict[str, Any]  # of trainers.train
 
     def run(self) -> dict[str, Any]:
         """Train in a process of its own unless it is done; returns the trainer's result."""
@@ -50,7 +50,7 @@ class Job:
         if (done := store.read_json(f"{self.out}/result.json")) is not None:
             return done
         store.write_json(f"{self.out}/job.json", self.arguments)
-        command = [sys.executable, "-m", "trainers.pretrain", f"{self.out}/job.json"]
+        command = [sys.executable, "-m", "trainers.train", f"{self.out}/job.json"]
         environment = {**os.environ, "PYTHONPATH": engine.import_path()}
         with (self.out / "output.txt").open("w") as output:
             process = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False)
@@ -89,7 +89,7 @@ def train(context: Context, spec: Training, manifests: Mapping[str, Any], heldou
 def _jobs(run: str, spec: Training, manifests: Mapping[str, Any], heldout: str | None) -> list[Job]:
     wanted = [(mixture, seed) for seed in spec.seeds for mixture in spec.mixtures]
     threads = max(1, _cores() // min(_cores(), len(wanted)))
-    code = code_digest("trainers.pretrain")
+    code = code_digest("trainers.train")
     held = manifests["heldout"]["digest"] if heldout else None
     start = {"start": _start(spec.config["start"])} if spec.config.get("start") else {}
     jobs = []

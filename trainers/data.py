@@ -31,6 +31,12 @@ class Batch:
     targets: np.ndarray  # int64 [tokens], the token that follows each input in its document
     lengths: np.ndarray  # int64 [pieces]
     documents: np.ndarray  # int64 [pieces], place in the corpus
+    weights: np.ndarray | None = None  # float32 [tokens], loss weight of each target; None: ones
+
+    @property
+    def weight(self) -> float:
+        """Sum of the weights of all targets, by which the batch's loss is divided."""
+        return float(len(self.targets) if self.weights is None else self.weights.sum(dtype=np.float64))
 
     @property
     def positions(self) -> np.ndarray:
@@ -41,18 +47,29 @@ class Batch:
     def parts(self, tokens: int) -> list[Batch]:
         """The batch cut between pieces into parts of at most about `tokens` tokens, for gradient accumulation."""
         end = np.cumsum(self.lengths)
-        part = (end - 1) // max(tokens, int(self.lengths.max()))
+        part = (end - 1) // max(tokens, int(self.lengths.max(initial=1)))
         cuts = [0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), len(end)]
-        edges = np.concatenate([[0], end])
-        return [
-            Batch(
-                self.inputs[edges[a] : edges[b]],
-                self.targets[edges[a] : edges[b]],
-                self.lengths[a:b],
-                self.documents[a:b],
-            )
-            for a, b in pairwise(cuts)
-        ]
+        return [self.pieces(np.arange(a, b)) for a, b in pairwise(cuts) if b > a]
+
+    def pieces(self, chosen: np.ndarray) -> Batch:
+        """The batch of some of the pieces (int [n], their places), in the order given."""
+        first = np.cumsum(self.lengths) - self.lengths
+        length = self.lengths[chosen]
+        within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+        place = np.repeat(first[chosen], length) + within
+        weights = None if self.weights is None else self.weights[place]
+        return Batch(self.inputs[place], self.targets[place], length, self.documents[chosen], weights)
+
+    def share(self, rank: int, ranks: int) -> Batch:
+        """What one of `ranks` processes takes: every so many-th piece. Pieces fall in length, so shares are alike."""
+        return self if ranks == 1 else self.pieces(np.arange(rank, len(self.lengths), ranks))
+
+    def trained(self) -> Batch:
+        """The batch without the pieces whose targets all weigh nothing."""
+        if self.weights is None:
+            return self
+        first = np.cumsum(self.lengths) - self.lengths
+        return self.pieces(np.flatnonzero(np.add.reduceat(self.weights, first) > 0)) if len(first) else self
 
 
 @dataclass(frozen=True)
@@ -130,7 +147,8 @@ def gather(corpus: Corpus, document: np.ndarray, start: np.ndarray, length: np.n
     within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
     place = np.repeat(start, length) + within
     tokens = corpus.tokens
-    return Batch(tokens[place - 1].astype(np.int64), tokens[place].astype(np.int64), length, document)
+    weights = None if corpus.weights is None else corpus.weights[place].astype(np.float32)
+    return Batch(tokens[place - 1].astype(np.int64), tokens[place].astype(np.int64), length, document, weights)
 
 
 def plan_pass(corpus: Corpus, row_length: int, seed: int, number: int) -> Plan:

@@ -51,7 +51,7 @@ class FitInfluence(FromTarget):
     @field_validator("model")
     @classmethod
     def _usable(cls, path: Path) -> Path:
-        from trainers.mixture import load_tokenizer
+        from trainers.tokenise import load_tokenizer
 
         folder = _folder(path)
         check_model_folder(folder, CAUSAL)
@@ -113,8 +113,8 @@ class FitInfluence(FromTarget):
         self, reference: pa.LargeStringArray, texts: pa.LargeStringArray, window: int
     ) -> tuple[float, np.ndarray, dict[str, Any]]:
         """The reference's loss before, and after a step on each text; what the card tells of how."""
-        from trainers.mixture import load_tokenizer
         from trainers.oracle import beginnings, make_oracle, packed
+        from trainers.tokenise import load_tokenizer
 
         folder, checkpoints = _folder(self.model), _checkpoints(self.model)
         end = load_tokenizer(folder)[1]

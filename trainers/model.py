@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Pre
 from trainers import attention
 from trainers.data import Batch
 from trainers.loss import token_losses
-from trainers.mixture import Corpus, end_token
+from trainers.mixture import Corpus
+from trainers.tokenise import end_token
 
 
 class ModelConfig(BaseModel):

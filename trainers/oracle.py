@@ -20,11 +20,13 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from trainers import checkpoint
+from trainers.config import TrainConfig
 from trainers.data import Batch
+from trainers.learner import Learner
 from trainers.loss import token_losses
-from trainers.mixture import load_tokenizer
 from trainers.model import check_packing, head, hidden_states, load_model
-from trainers.pretrain import TrainConfig, backward, make_optimiser
+from trainers.tokenise import load_tokenizer
+from trainers.train import backward, make_optimiser
 from transforms.pieces import groups
 
 PART = 4096  # tokens of the reference at a time
@@ -37,6 +39,7 @@ class Oracle:
         self, model: PreTrainedModel, optimiser: torch.optim.Optimizer, config: TrainConfig, reference: Batch
     ) -> None:
         self.model, self.optimiser, self.config = model.eval(), optimiser, config  # eval: a step draws no dropout
+        self._learner = Learner(self.model)
         self.reference = reference.parts(PART)
         self._weights = {p: p.detach().clone() for p in model.parameters()}
         self._moments = {p: {k: t.clone() for k, t in state.items()} for p, state in optimiser.state.items()}
@@ -55,7 +58,7 @@ class Oracle:
         return np.array([self._after(probe) for probe in probes])
 
     def _after(self, probe: Batch) -> float:
-        backward(self.model, probe, self.config)
+        backward(self._learner, probe, self.config)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=False)
         loss = self.loss()

@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainers import checkpoint, pretrain
+from trainers import checkpoint
+from trainers.config import Job, TrainConfig
 from trainers.model import ModelConfig
-from trainers.pretrain import Job, TrainConfig, train
+from trainers.train import Run, train
 
 ROOT = Path(__file__).parents[2]
 TINY = ModelConfig(
@@ -53,14 +54,14 @@ def straight(toy, tmp_path_factory):
 
 
 def stop_after(monkeypatch, steps: int) -> None:
-    step = pretrain.Run._step
+    step = Run._step
 
     def limited(run):
         if run.step == steps:
             raise KilledError
         return step(run)
 
-    monkeypatch.setattr(pretrain.Run, "_step", limited)
+    monkeypatch.setattr(Run, "_step", limited)
 
 
 @pytest.mark.parametrize("steps", [3, 7, 20])
@@ -80,7 +81,7 @@ def test_a_process_killed_twice_ends_with_the_same_bits(toy, tmp_path, straight)
     out = tmp_path / "seed0"
     job = Job(config=CONFIG, mixture=toy / "mixture", out=out, heldout=toy / "heldout")
     (tmp_path / "job.json").write_text(job.model_dump_json())
-    command = [sys.executable, "-m", "trainers.pretrain", str(tmp_path / "job.json")]
+    command = [sys.executable, "-m", "trainers.train", str(tmp_path / "job.json")]
     for wait_for in (11, 25):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         log = out / "log.jsonl"

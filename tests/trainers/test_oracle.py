@@ -14,11 +14,12 @@ from sklearn.metrics import roc_auc_score
 from toy_influence import ordered, shuffled, trained
 
 from trainers import checkpoint
+from trainers.learner import Learner
 from trainers.loss import token_losses
-from trainers.mixture import load_tokenizer
 from trainers.model import head, hidden_states
 from trainers.oracle import Oracle, beginnings, make_oracle, packed
-from trainers.pretrain import backward
+from trainers.tokenise import load_tokenizer
+from trainers.train import backward
 from transforms.sequence_classifier import one_thread
 
 WINDOW = 96
@@ -103,7 +104,7 @@ def test_without_a_checkpoint_the_step_is_the_first_of_a_fresh_adam(run: Path) -
     probe = probes(run, ordered(1, 12))[0]
     found = oracle.losses([probe, probe])
     other = oracle_of(run, moments=False)
-    backward(other.model, probe, other.config)
+    backward(Learner(other.model), probe, other.config)
     other.optimiser.step()
     assert found.tolist() == [other.loss()] * 2
     assert found[0] != oracle_of(run).losses([probe])[0], "moments matter"

@@ -8,8 +8,9 @@ import numpy as np
 from conftest import make_mixture, make_tokenizer
 from toy_corpus import prose
 
+from trainers.config import TrainConfig
 from trainers.model import ModelConfig
-from trainers.pretrain import TrainConfig, train
+from trainers.train import train
 
 TINY = ModelConfig(
     hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2

@@ -1,4 +1,4 @@
-"""Pretrain a language model on a mixture folder: `python -m trainers.pretrain JOB.json`, or `train(…)`.
+"""Train a language model on a mixture folder: `python -m trainers.train JOB.json`, or `train(…)`.
 
 The loop is this project's own, on torch; transformers gives the model and the file formats. Three things that decide
 whether two mixtures can be compared are awkward inside a general trainer: the order of the data as a pure function of
@@ -21,92 +21,22 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from transformers import PreTrainedModel
 
 from trainers import checkpoint
+from trainers.config import Job, Result, TrainConfig
 from trainers.data import Batch, Batches
 from trainers.evaluate import evaluate, write_losses
-from trainers.loss import cross_entropy
+from trainers.learner import Learner
 from trainers.mixture import Corpus, open_mixture
-from trainers.model import ModelConfig, check_packing, head, hidden_states, load_model, new_model, save_model
-from trainers.schedules import Schedule
+from trainers.model import check_packing, head, load_model, new_model, save_model
 
 log = logging.getLogger(__name__)
-
-
-class TrainConfig(BaseModel):
-    """What decides the result of a run, besides the data. Unknown names are refused.
-
-    The defaults are the best of those tried for about a minute on one core (0.9 M tokens): there, many small steps of
-    a small model win. Longer runs want larger ones.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: ModelConfig = ModelConfig()  # size of a new model; not used with `start`
-    start: Path | None = None  # model folder to go on from, with the mixture's tokenizer
-    tokens: int | None = Field(default=None, gt=0)  # to train on; None: one pass over the mixture
-    row_length: int = Field(default=256, ge=2)  # tokens; the longest context
-    batch_tokens: int = Field(default=1024, gt=0)  # per optimiser step, in whole rows
-    part_tokens: int = Field(default=16384, gt=0)  # per forward pass; bounds memory, not the result
-    lr: float = Field(default=2e-3, gt=0)  # peak
-    schedule: Schedule = Schedule(warmup=0.05, final=0.05)
-    weight_decay: float = Field(default=0.1, ge=0)  # decoupled; matrices only, not embeddings and norms
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = Field(default=1.0, gt=0)  # largest norm of the gradient
-    seed: int = 0  # of weights and data order
-    precision: Literal["fp32", "bf16", "auto"] = "auto"  # of products; auto: bf16 where the processor has it
-    device: str = "cpu"
-    threads: int | None = Field(default=None, gt=0)  # None: torch's choice; bits are reproducible for a fixed number
-    checkpoint_every: int = Field(default=500, gt=0)  # steps
-
-    @property
-    def rows(self) -> int:
-        """Rows of a batch."""
-        return max(1, self.batch_tokens // self.row_length)
-
-    @property
-    def bf16(self) -> bool:
-        """Whether products are in bf16."""
-        return self.precision == "bf16" or (self.precision == "auto" and has_bf16(self.device))
-
-    def identity(self) -> dict[str, Any]:
-        """The fields that a resumed run must share."""
-        fields = self.model_dump(mode="json", exclude={"threads", "checkpoint_every", "part_tokens", "precision"})
-        return fields | {"bf16": self.bf16}
-
-
-class Result(BaseModel):
-    """out/result.json."""
-
-    steps: int
-    tokens: int
-    loss: float  # mean of the last tenth of the steps, nats per token
-    seconds: float  # of the steps of this process and the ones it resumed
-    tokens_per_second: float
-    data_wait: float  # share of the seconds spent on waiting for batches
-    tokens_by_source: dict[str, int]
-    parameters: int
-    bf16: bool
-    packages: dict[str, str]
-    identity: dict[str, Any]
-    evaluation: dict[str, Any] | None
-
-
-class Job(BaseModel):
-    """The arguments of `train` as a file."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    config: TrainConfig
-    mixture: Path
-    out: Path
-    heldout: Path | None = None
 
 
 def train(config: TrainConfig, mixture: Path, out: Path, heldout: Path | None = None) -> Result:
@@ -133,6 +63,14 @@ def train(config: TrainConfig, mixture: Path, out: Path, heldout: Path | None = 
         return finish(run, held)
 
 
+class Losses(NamedTuple):
+    """Of a step."""
+
+    nats: float  # plain cross-entropy per token
+    loss: float  # what was trained, per token
+    norm: float  # of the gradient before clipping
+
+
 class Run:
     """Model, optimiser and data of a run and how far it is."""
 
@@ -140,6 +78,7 @@ class Run:
         self.config, self.corpus, self.out, self.identity = config, corpus, out, identity
         self.batches = Batches(corpus, config.row_length, config.rows, config.seed)
         self.model = make_model(config, corpus)
+        self.learner = Learner(self.model)
         self.optimiser = make_optimiser(self.model, config)
         plan = self.batches.plan_report()
         self.budget = config.tokens or int(plan["tokens"])
@@ -200,9 +139,9 @@ class Run:
         lr = self.config.schedule(tokens, self.budget, self.config.lr, self.config.batch_tokens)
         for group in self.optimiser.param_groups:
             group["lr"] = lr
-        loss, norm = backward(self.model, batch, self.config)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise FloatingPointError(self._not_finite(batch, loss, norm))
+        losses = backward(self.learner, batch, self.config, self.tokens / self.budget)
+        if not (math.isfinite(losses.loss) and math.isfinite(losses.norm)):
+            raise FloatingPointError(self._not_finite(batch, losses.loss, losses.norm))
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=False)
         seconds = time.perf_counter() - begin
@@ -210,7 +149,7 @@ class Run:
         self.seconds, self.waited = self.seconds + seconds, self.waited + waited
         source = self.corpus.source[batch.documents]
         self.by_source += np.bincount(source, weights=batch.lengths, minlength=len(self.by_source)).astype(np.int64)
-        line = {"step": self.step, "tokens": tokens, "loss": loss, "lr": lr, "grad_norm": norm}
+        line = {"step": self.step, "tokens": tokens, "loss": losses.nats, "lr": lr, "grad_norm": losses.norm}
         return line | {"tokens_s": round(len(batch.targets) / seconds, 1), "data_wait": round(waited / seconds, 5)}
 
     def _not_finite(self, batch: Batch, loss: float, norm: float) -> str:
@@ -224,17 +163,18 @@ class Run:
         )
 
 
-def backward(model: PreTrainedModel, batch: Batch, config: TrainConfig) -> tuple[float, float]:
-    """Accumulate and clip the gradient of the batch's mean loss per token; (loss in nats, norm before clipping)."""
-    total = torch.zeros((), device=model.device)
+def backward(learner: Learner, batch: Batch, config: TrainConfig, progress: float = 0.0) -> Losses:
+    """Accumulate and clip the gradient of the batch's mean loss per token (by weight)."""
+    device, weight = learner.model.device, batch.weight
+    loss, nats = (torch.zeros((), device=device) for _ in range(2))
     for part in batch.parts(config.part_tokens):
-        with torch.autocast(model.device.type, torch.bfloat16) if config.bf16 else nullcontext():
-            targets = torch.from_numpy(part.targets).to(model.device)
-            loss, _ = cross_entropy(hidden_states(model, part), head(model), targets)
-        (loss / len(batch.targets)).backward()
-        total += loss.detach()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-    return float(total) / len(batch.targets), float(norm)
+        with torch.autocast(device.type, torch.bfloat16) if config.bf16 else nullcontext():
+            sums = learner(part, progress)
+        (sums.loss / weight).backward()
+        loss += sums.loss.detach()
+        nats += sums.nats
+    norm = torch.nn.utils.clip_grad_norm_(learner.parameters(), config.clip)
+    return Losses(float(nats) / weight, float(loss) / weight, float(norm))
 
 
 def make_model(config: TrainConfig, corpus: Corpus) -> PreTrainedModel:
@@ -299,14 +239,6 @@ def check_identity(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> 
         raise ValueError(f"{out} holds a run with other settings or data ({differences}); remove it or change `out`")
 
 
-def has_bf16(device: str) -> bool:
-    """Whether the device multiplies bf16 faster than float32."""
-    if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("amx_tile"))
-
-
 def keep_freed_memory() -> None:
     """Let glibc keep freed blocks: else every large tensor of every step is mapped and zeroed by the kernel anew.
 
@@ -328,7 +260,7 @@ def main(arguments: list[str]) -> int:
         job = Job.model_validate_json(Path(path).read_text())
         result = train(job.config, job.mixture, job.out, job.heldout)
     except (ValueError, ValidationError, OSError) as error:
-        print(f"trainers.pretrain: {error}", file=sys.stderr)
+        print(f"trainers.train: {error}", file=sys.stderr)
         return 2
     print(json.dumps(result.model_dump(mode="json")))
     return 0

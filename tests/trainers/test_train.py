@@ -9,11 +9,13 @@ from conftest import WORDS
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trainers import checkpoint, pretrain
+from trainers import checkpoint
+from trainers.config import TrainConfig
 from trainers.data import Batches
+from trainers.learner import Learner
 from trainers.mixture import open_mixture
 from trainers.model import ModelConfig
-from trainers.pretrain import TrainConfig, backward, main, make_model, make_optimiser, train
+from trainers.train import Run, backward, main, make_model, make_optimiser, train
 
 TINY = ModelConfig(
     hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1
@@ -100,14 +102,14 @@ def test_training_goes_on_from_a_model_folder(run, toy, tmp_path):
 
 def test_loss_that_is_no_number_stops_and_names_documents(toy, tmp_path, monkeypatch):
     config = CONFIG.model_copy(update={"checkpoint_every": 5})
-    step = pretrain.Run._step
+    step = Run._step
 
     def poisoned(run):
         if run.step == 12:
             run.model.get_input_embeddings().weight.data[:, 0] = float("nan")
         return step(run)
 
-    monkeypatch.setattr(pretrain.Run, "_step", poisoned)
+    monkeypatch.setattr(Run, "_step", poisoned)
     expected = r"loss nan.*step 13.*step-000000010.*large/00000 row \d+ \(large-\d+\)"
     with pytest.raises(FloatingPointError, match=expected):
         train(config, toy / "mixture", tmp_path / "seed0")
@@ -123,7 +125,7 @@ def test_accumulation_does_not_change_the_gradient(toy, tmp_path):
     for part in (128, 10**6):
         config = CONFIG.model_copy(update={"part_tokens": part})
         model = make_model(config, corpus)
-        loss, norm = backward(model, batch, config)
+        loss, _, norm = backward(Learner(model), batch, config)
         found.append((loss, norm, [p.grad for p in model.parameters()]))
     assert found[0][:2] == pytest.approx(found[1][:2], rel=1e-5)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found[0][2], found[1][2], strict=True))

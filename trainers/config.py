@@ -1,0 +1,90 @@
+"""What is asked of a run of the trainer and what it answers: TrainConfig, Job, Result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from trainers.model import ModelConfig
+from trainers.schedules import Schedule
+
+
+class TrainConfig(BaseModel):
+    """What decides the result of a run, besides the data. Unknown names are refused.
+
+    The defaults are the best of those tried for about a minute on one core (0.9 M tokens): there, many small steps of
+    a small model win. Longer runs want larger ones.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: ModelConfig = ModelConfig()  # size of a new model; not used with `start`
+    start: Path | None = None  # model folder to go on from, with the mixture's tokenizer
+    tokens: int | None = Field(default=None, gt=0)  # to train on; None: one pass over the mixture
+    row_length: int = Field(default=256, ge=2)  # tokens; the longest context
+    batch_tokens: int = Field(default=1024, gt=0)  # per optimiser step, in whole rows
+    part_tokens: int = Field(default=16384, gt=0)  # per forward pass; bounds memory, not the result
+    lr: float = Field(default=2e-3, gt=0)  # peak
+    schedule: Schedule = Schedule(warmup=0.05, final=0.05)
+    weight_decay: float = Field(default=0.1, ge=0)  # decoupled; matrices only, not embeddings and norms
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = Field(default=1.0, gt=0)  # largest norm of the gradient
+    seed: int = 0  # of weights and data order
+    precision: Literal["fp32", "bf16", "auto"] = "auto"  # of products; auto: bf16 where the processor has it
+    device: str = "cpu"
+    threads: int | None = Field(default=None, gt=0)  # None: torch's choice; bits are reproducible for a fixed number
+    checkpoint_every: int = Field(default=500, gt=0)  # steps
+
+    @property
+    def rows(self) -> int:
+        """Rows of a batch."""
+        return max(1, self.batch_tokens // self.row_length)
+
+    @property
+    def bf16(self) -> bool:
+        """Whether products are in bf16."""
+        return self.precision == "bf16" or (self.precision == "auto" and has_bf16(self.device))
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that a resumed run must share."""
+        fields = self.model_dump(mode="json", exclude={"threads", "checkpoint_every", "part_tokens", "precision"})
+        return fields | {"bf16": self.bf16}
+
+
+class Result(BaseModel):
+    """out/result.json."""
+
+    steps: int
+    tokens: int
+    loss: float  # mean of the last tenth of the steps, nats per token
+    seconds: float  # of the steps of this process and the ones it resumed
+    tokens_per_second: float
+    data_wait: float  # share of the seconds spent on waiting for batches
+    tokens_by_source: dict[str, int]
+    parameters: int
+    bf16: bool
+    packages: dict[str, str]
+    identity: dict[str, Any]
+    evaluation: dict[str, Any] | None
+
+
+class Job(BaseModel):
+    """The arguments of `train` as a file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    config: TrainConfig
+    mixture: Path
+    out: Path
+    heldout: Path | None = None
+
+
+def has_bf16(device: str) -> bool:
+    """Whether the device multiplies bf16 faster than float32."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("amx_tile"))

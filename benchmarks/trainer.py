@@ -141,8 +141,9 @@ def found_text(folder: Path) -> list[Path]:
 def ours(work: Path, job: dict[str, Any]) -> dict[str, Any]:
     from trainers.config import TrainConfig
     from trainers.mixture import open_mixture
+    from trainers.run import Run
     from trainers.schedules import Schedule
-    from trainers.train import Run, keep_freed_memory
+    from trainers.train import keep_freed_memory
 
     config = TrainConfig(
         start=work / "model",

@@ -19,6 +19,7 @@ from trainers import fits
 MODELS = "fit:"  # `fit:name` as a path means the model that the recipe's fit step of that name makes
 METHODS = ("exact", "minhash", "semantic")  # of dedupe
 CLEANING = ("lines", "substring", "c4", "pii")  # methods of clean, in their order
+MIX = "mix"  # among the readers of a fit: mixtures, which take its weights
 HELDOUT = "heldout"  # the mixture of the documents held out
 FORMS = {  # of the parts of a recipe that are mappings
     "sources": "{NAME: GLOB}",
@@ -56,6 +57,7 @@ class Training(_Strict):
     mixtures: list[str] = Field(min_length=1)
     seeds: list[int] = Field([0, 1, 2], min_length=1)
     target: list[str] | None = None
+    processes: int = Field(1, ge=1, description="that train one model together, by torchrun")
     config: dict[str, Any] = {}
 
 
@@ -142,10 +144,14 @@ class Recipe(_Strict):
             yield "train.config.seed: each model has one of train.seeds; give those"
 
     def _models(self) -> Iterator[str]:
-        """Every `fit:NAME` names a fit whose model the scorer reads."""
+        """Every `fit:NAME` names a fit whose model the scorer reads, or whose weights a mixture does."""
         named: list[tuple[str, Any, str]] = [("tokenizer", self.tokenizer, "tokens")]
         for name, given in self.score.items():
             named += [(f"score.{name}.{key}", value, given.get("scorer", name)) for key, value in given.items()]
+        for name, given in self.mix.items():
+            phases = given["phases"] if isinstance(given.get("phases"), list) else []
+            for field, part in {name: given, **{f"{name}.phases.{k}": phase for k, phase in enumerate(phases)}}.items():
+                named.append((f"mix.{field}.weights", part.get("weights") if isinstance(part, dict) else None, MIX))
         for field, value, scorer in named:
             if not isinstance(value, str) or not value.startswith(MODELS):
                 continue
@@ -154,7 +160,7 @@ class Recipe(_Strict):
                 yield f"{field}: {value!r} is not under fit{nearest(fit, self.fit)}"
                 continue
             method = self.fit[fit].get("method", "")
-            known = method in fits.names() and scorer in scorers.names()
+            known = method in fits.names() and (scorer == MIX or scorer in scorers.names())
             if known and scorer not in (readers := fits.find(method).readers):
                 yield f"{field}: {value!r} makes a model for {' or '.join(readers)}, not for {scorer}"
 

@@ -41,6 +41,7 @@ class Job:
     out: Path
     key: str
     arguments: dict[str, Any]  # of trainers.train
+    processes: int = 1  # that train it together
 
     def run(self) -> dict[str, Any]:
         """Train in a process of its own unless it is done; returns the trainer's result."""
@@ -50,7 +51,9 @@ class Job:
         if (done := store.read_json(f"{self.out}/result.json")) is not None:
             return done
         store.write_json(f"{self.out}/job.json", self.arguments)
-        command = [sys.executable, "-m", "trainers.train", f"{self.out}/job.json"]
+        together = ["torch.distributed.run", "--standalone", f"--nproc-per-node={self.processes}", "-m"]
+        launcher = together if self.processes > 1 else []
+        command = [sys.executable, "-m", *launcher, "trainers.train", f"{self.out}/job.json"]
         environment = {**os.environ, "PYTHONPATH": engine.import_path()}
         with (self.out / "output.txt").open("w") as output:
             process = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False)
@@ -91,25 +94,29 @@ def _jobs(run: str, spec: Training, manifests: Mapping[str, Any], heldout: str |
     threads = max(1, _cores() // min(_cores(), len(wanted)))
     code = code_digest("trainers.train")
     held = manifests["heldout"]["digest"] if heldout else None
-    start = {"start": _start(spec.config["start"])} if spec.config.get("start") else {}
     jobs = []
     for mixture, seed in wanted:
         out = Path(run) / "training" / mixture / f"seed{seed}"
         config = {"threads": threads} | spec.config | {"seed": seed}
+        start = _start(spec.config["start"], seed) if spec.config.get("start") else {}
         decisive = {k: v for k, v in config.items() if k != "threads"} | start
+        config |= {"start": start["start"]} if start else {}
         end = store.folder_digest(f"{run}/mixtures/{mixture}/tokenizer")  # its config names the end token
         key = store.digest(manifests[mixture]["digest"], end, held, decisive, code)
         arguments = {"config": config, "mixture": f"{run}/mixtures/{mixture}", "out": str(out), "heldout": heldout}
-        jobs.append(Job(f"{mixture} seed {seed}", out, key, arguments))
+        jobs.append(Job(f"{mixture} seed {seed}", out, key, arguments, spec.processes))
     return jobs
 
 
-def _start(folder: Any) -> str:
-    """Digest of the model that training goes on from."""
+def _start(given: Any, seed: int) -> dict[str, str]:
+    """What training goes on from, and its digest: of RUN/training/MIXTURE the run of the same seed."""
+    folder = Path(given) / f"seed{seed}" if (Path(given) / f"seed{seed}").is_dir() else Path(given)
+    finished = folder / "result.json"
     try:
-        return store.folder_digest(str(folder))
+        digest = store.file_digest(str(finished)) if finished.is_file() else store.folder_digest(str(folder))
     except FileNotFoundError as error:
-        raise TrainingError(f"train.config.start: {error}; give a model folder", 2) from error
+        raise TrainingError(f"train.config.start: {error}; give a model folder, or RUN/training/MIXTURE", 2) from error
+    return {"start": str(folder), "digest": digest}
 
 
 def _cores() -> int:

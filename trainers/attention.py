@@ -8,7 +8,9 @@ On a CPU the call is `_BlockAttention`: blocks of queries against the keys up to
 stay in the cache. PyTorch's own CPU kernel multiplies the masked half too and has no fast bf16. Forward and backward
 of 8,192 tokens, 3 heads of 64, one core with AVX-512, in ms (median document of 60, of 200, rows full with 512):
 PyTorch 47, 78, 130; blocks 47, 63, 87; blocks in bf16 50, 46, 42; one explicit mask over rows of 512 in float32: 300.
-Elsewhere it is PyTorch's attention, one kernel call per distinct length; only CPUs were measured.
+On a GPU it is PyTorch's attention for variable lengths in bf16, and one call of its attention per distinct length in
+float32. The paths of the GPU have not been run yet; every run begins with `check_packing`, which compares them with each
+document alone.
 """
 
 from __future__ import annotations
@@ -49,10 +51,12 @@ def split_attention(
             f"{query.shape[0]} rows of {query.shape[2]} tokens, lengths of {sum(document_lengths)}, "
             f"mask: {attention_mask is not None}, dropout: {dropout}"
         )
-    attend = _on_cpu if query.device.type == "cpu" else _elsewhere
     dtype = query.dtype
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
+    if query.device.type == "cuda" and dtype != torch.float32:
+        return _varlen(query.to(dtype), key.to(dtype), value.to(dtype), document_lengths, scaling), None
+    attend = _on_cpu if query.device.type == "cpu" else _elsewhere
     runs = [(length, len(list(run))) for length, run in groupby(document_lengths)]
     sizes = [length * count for length, count in runs]
     split = [x.to(dtype).squeeze(0).split(sizes, dim=1) for x in (query, key, value)]
@@ -62,6 +66,20 @@ def split_attention(
             q, k, v = (x.unflatten(1, (count, length)).transpose(0, 1) for x in pieces)
             outputs.append(attend(q, k, v, scaling).transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).unsqueeze(0), None
+
+
+def _varlen(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], scaling: float
+) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    if key.shape[1] != query.shape[1]:
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    ends = torch.tensor([0, *lengths]).cumsum(0).to(query.device, torch.int32)
+    q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+    longest = max(lengths)
+    found: torch.Tensor = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=(-1, 0))
+    return found[None]
 
 
 def _elsewhere(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: weights, optimiser, random state and step, as safetensors and JSON.
+"""Checkpoints that are whole or not there: what is trained, its optimiser and the step, as safetensors and JSON.
 
 A checkpoint is a folder `step-<n>` that gets its name by one rename after its files are on disk. `state.json` holds the
 digests of the other files, so a folder that was damaged later is passed over for the one before. No pickle is read.
@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,22 +20,39 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from trainers.distributed import part_of, whole
 from trainers.mixture import file_digest
 
 log = logging.getLogger(__name__)
 
-_RANDOM = "random_state"
+
+@dataclass(frozen=True)
+class Tensors:
+    """What a checkpoint holds, whole and on the CPU or where it was: `<parameter>`, and `<kind>:<parameter>`."""
+
+    parameters: dict[str, torch.Tensor]
+    moments: dict[str, torch.Tensor]
 
 
-def save(
-    folder: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, Any], keep: int = 2
-) -> Path:
+def collect(module: torch.nn.Module, optimiser: torch.optim.Optimizer) -> Tensors:
+    """The parameters that are trained, tied ones once, and the optimiser's moments. Every process has to ask."""
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    parameters = {name: whole(p.detach()).contiguous() for p, name in names.items() if p.requires_grad}
+    moments = {
+        f"{kind}:{names[parameter]}": whole(tensor).contiguous()
+        for parameter, state in optimiser.state.items()
+        for kind, tensor in state.items()
+    }
+    return Tensors(parameters, moments)
+
+
+def save(folder: Path, tensors: Tensors, state: dict[str, Any], keep: int = 2) -> Path:
     """Write checkpoint `state["step"]` below `folder` and remove all but the newest `keep`."""
     target = folder / f"step-{state['step']:09d}"
 
     def write(work: Path) -> None:
-        save_file(_unique(model), work / "model.safetensors")
-        save_file(_flat(model, optimiser), work / "optimiser.safetensors")
+        save_file(tensors.parameters, work / "model.safetensors")
+        save_file(tensors.moments, work / "optimiser.safetensors")
         digests = {path.name: file_digest(path) for path in sorted(work.iterdir())}
         (work / "state.json").write_text(json.dumps(state | {"files": digests, "packages": packages()}, indent=1))
 
@@ -57,22 +75,47 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def load(path: Path, model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> None:
-    """Put the weights, the optimiser's moments and the random state of a checkpoint back, bit for bit."""
-    model.load_state_dict(_with_shared(model, load_file(path / "model.safetensors")))
-    tensors = load_file(path / "optimiser.safetensors")
-    torch.set_rng_state(tensors.pop(_RANDOM))
+@torch.no_grad()
+def load(path: Path, module: torch.nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    """Put the weights and the optimiser's moments of a checkpoint back, bit for bit.
+
+    Raises:
+        ValueError: it is of other parameters.
+    """
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    weights = load_file(path / "model.safetensors")
+    if weights.keys() != parameters.keys() or any(weights[n].shape != p.shape for n, p in parameters.items()):
+        differing = sorted(weights.keys() ^ parameters.keys()) or ["shapes"]
+        raise ValueError(f"{path} is a checkpoint of another model: {', '.join(differing[:3])} differ")
+    for name, parameter in parameters.items():
+        parameter.copy_(part_of(weights[name], parameter))
     moments: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        kind, _, parameter = name.partition(":")
-        moments.setdefault(parameter, {})[kind] = tensor
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    for group in optimiser.param_groups:
-        for parameter in group["params"]:
-            state = moments[names[parameter]]
-            optimiser.state[parameter] = {
-                kind: tensor if kind == "step" else tensor.to(parameter.device) for kind, tensor in state.items()
-            }
+    for name, tensor in load_file(path / "optimiser.safetensors").items():
+        kind, _, owner = name.partition(":")
+        moments.setdefault(owner, {})[kind] = tensor
+    for name, parameter in parameters.items():
+        optimiser.state[parameter] = {
+            kind: tensor if kind == "step" else part_of(tensor, parameter) for kind, tensor in moments[name].items()
+        }
+
+
+def of_run(start: Path | None) -> Path | None:
+    """The newest whole checkpoint of a finished run of the trainer; None for a model folder.
+
+    Raises:
+        ValueError: there are checkpoints and none is whole.
+    """
+    if start is None or not (start / "checkpoints").is_dir():
+        return None
+    found = newest(start / "checkpoints")
+    if found is None:
+        raise ValueError(f"no checkpoint in {start}/checkpoints is whole; start from {start}/model, without moments")
+    return found[0]
+
+
+def model_of(start: Path) -> Path:
+    """The model folder of a finished run of the trainer, or the folder itself."""
+    return start / "model" if (start / "checkpoints").is_dir() else start
 
 
 def publish(target: Path, write: Callable[[Path], None]) -> None:
@@ -120,25 +163,3 @@ def alone(out: Path) -> Iterator[None]:
 def packages() -> dict[str, str]:
     """Versions of the libraries that decide the bits of a run."""
     return {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")}
-
-
-def _unique(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The parameters by name; tied ones once, under the name `named_parameters` gives them."""
-    return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
-
-
-def _with_shared(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`tensors` with the second names of tied parameters added, as load_state_dict wants them."""
-    first = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {name: tensors[first[id(parameter)]] for name, parameter in model.named_parameters(remove_duplicate=False)}
-
-
-def _flat(model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimiser's tensors as `<kind>:<parameter>`, and the random state."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    moments = {
-        f"{kind}:{names[parameter]}": tensor.contiguous()
-        for parameter, state in optimiser.state.items()
-        for kind, tensor in state.items()
-    }
-    return moments | {_RANDOM: torch.get_rng_state()}

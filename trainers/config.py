@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from trainers.model import ModelConfig
 from trainers.schedules import Schedule
 
+HOW = {"threads", "checkpoint_every", "part_tokens", "precision", "sharded", "compile", "tensorboard"}
+
 
 class TrainConfig(BaseModel):
     """What decides the result of a run, besides the data. Unknown names are refused.
@@ -22,7 +24,7 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: ModelConfig = ModelConfig()  # size of a new model; not used with `start`
-    start: Path | None = None  # model folder to go on from, with the mixture's tokenizer
+    start: Path | None = None  # model to go on from: a folder, or a run of the trainer, whose optimiser goes on too
     tokens: int | None = Field(default=None, gt=0)  # to train on; None: one pass over the mixture
     row_length: int = Field(default=256, ge=2)  # tokens; the longest context
     batch_tokens: int = Field(default=1024, gt=0)  # per optimiser step, in whole rows
@@ -34,7 +36,10 @@ class TrainConfig(BaseModel):
     clip: float = Field(default=1.0, gt=0)  # largest norm of the gradient
     seed: int = 0  # of weights and data order
     precision: Literal["fp32", "bf16", "auto"] = "auto"  # of products; auto: bf16 where the processor has it
-    device: str = "cpu"
+    device: str = "cpu"  # cuda: of several processes, each has its own
+    sharded: bool = False  # processes of torchrun share out the model (FSDP); otherwise each holds a copy
+    compile: bool = False  # the MLPs, by torch.compile
+    tensorboard: bool = True  # out/tensorboard, besides the log
     threads: int | None = Field(default=None, gt=0)  # None: torch's choice; bits are reproducible for a fixed number
     checkpoint_every: int = Field(default=500, gt=0)  # steps
 
@@ -50,7 +55,7 @@ class TrainConfig(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """The fields that a resumed run must share."""
-        fields = self.model_dump(mode="json", exclude={"threads", "checkpoint_every", "part_tokens", "precision"})
+        fields = self.model_dump(mode="json", exclude=HOW)
         return fields | {"bf16": self.bf16}
 
 

@@ -27,9 +27,15 @@ class Learner(torch.nn.Module):
         super().__init__()
         self.model = model
 
+    @property
+    def device(self) -> torch.device:
+        """Of the tensors."""
+        device: torch.device = self.model.device
+        return device
+
     def forward(self, batch: Batch, progress: float) -> Sums:
         """progress: share of the budget that is spent, 0 to 1, for losses that fade."""
-        device = self.model.device
+        device = self.device
         targets = torch.from_numpy(batch.targets).to(device)
         weights = None if batch.weights is None else torch.from_numpy(batch.weights).to(device)
         loss, _ = cross_entropy(hidden_states(self.model, batch), head(self.model), targets, weights)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from trainers import attention
+from trainers import attention, checkpoint
 from trainers.data import Batch
 from trainers.loss import token_losses
 from trainers.mixture import Corpus
 from trainers.tokenise import end_token
+
+if TYPE_CHECKING:
+    from trainers.config import TrainConfig
 
 
 class ModelConfig(BaseModel):
@@ -57,6 +61,22 @@ def new_model(config: ModelConfig, corpus: Corpus, row_length: int, seed: int) -
     return AutoModelForCausalLM.from_config(llama, attn_implementation=attention.NAME, dtype=torch.float32)
 
 
+def make_model(config: TrainConfig, corpus: Corpus, device: str) -> PreTrainedModel:
+    """The model of a run on its device. ValueError if a model to go on from does not fit tokenizer or row length."""
+    if config.start is None:
+        return new_model(config.model, corpus, config.row_length, config.seed).to(device)
+    folder = checkpoint.model_of(config.start)
+    torch.manual_seed(config.seed)
+    model = load_model(folder)
+    size, longest = model.config.vocab_size, model.config.max_position_embeddings
+    if size < corpus.vocabulary or longest < config.row_length:
+        raise ValueError(
+            f"{folder} has {size} token embeddings and positions up to {longest}; the mixture's tokenizer "
+            f"has {corpus.vocabulary} tokens, row_length is {config.row_length}: mix with the model's own tokenizer"
+        )
+    return model.to(device)
+
+
 def load_model(folder: Path) -> PreTrainedModel:
     """A causal language model from a folder: safetensors only, no remote code, nothing downloaded."""
     return AutoModelForCausalLM.from_pretrained(
@@ -94,6 +114,23 @@ def head(model: PreTrainedModel) -> torch.Tensor:
     """[vocabulary, width]: the matrix of the language-model head."""
     weight: torch.Tensor = model.get_output_embeddings().weight
     return weight
+
+
+def layers(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """The decoder layers."""
+    return list(model.base_model.layers)
+
+
+def training_flops(model: PreTrainedModel, lengths: np.ndarray) -> float:
+    """Multiplications and additions of a forward and backward pass over documents of the given lengths (int [n]).
+
+    6 per weight of a matrix and token, and 6 per layer, width and pair of positions that see each other
+    (arXiv 2204.02311, appendix B); the embedding is looked up, the head counts.
+    """
+    tables = {id(p) for p in (model.get_input_embeddings().weight, head(model))}
+    weights = sum(p.numel() for p in model.parameters() if p.ndim >= 2 and id(p) not in tables) + head(model).numel()
+    seen = (lengths.astype(np.float64) ** 2).sum()
+    return float(6 * weights * lengths.sum() + 6 * model.config.num_hidden_layers * model.config.hidden_size * seen)
 
 
 @torch.no_grad()

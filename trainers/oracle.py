@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from trainers import checkpoint
@@ -25,8 +24,9 @@ from trainers.data import Batch
 from trainers.learner import Learner
 from trainers.loss import token_losses
 from trainers.model import check_packing, head, hidden_states, load_model
+from trainers.optimiser import make_optimiser
+from trainers.run import backward
 from trainers.tokenise import load_tokenizer
-from trainers.train import backward, make_optimiser
 from transforms.pieces import groups
 
 PART = 4096  # tokens of the reference at a time
@@ -36,10 +36,10 @@ class Oracle:
     """`model` and `optimiser` as they are when it is made: there every probe starts and ends, bit for bit."""
 
     def __init__(
-        self, model: PreTrainedModel, optimiser: torch.optim.Optimizer, config: TrainConfig, reference: Batch
+        self, learner: Learner, optimiser: torch.optim.Optimizer, config: TrainConfig, reference: Batch
     ) -> None:
-        self.model, self.optimiser, self.config = model.eval(), optimiser, config  # eval: a step draws no dropout
-        self._learner = Learner(self.model)
+        self._learner, self.optimiser, self.config = learner, optimiser, config
+        self.model = model = learner.model.eval()  # eval: a step draws no dropout
         self.reference = reference.parts(PART)
         self._weights = {p: p.detach().clone() for p in model.parameters()}
         self._moments = {p: {k: t.clone() for k, t in state.items()} for p, state in optimiser.state.items()}
@@ -88,16 +88,16 @@ def make_oracle(folder: Path, checkpoints: Path | None, lr: float, reference: Se
     logging.disable_progress_bar()
     config = TrainConfig(lr=lr, precision="fp32")
     model = load_model(folder)
-    optimiser = make_optimiser(model, config)
+    learner = Learner(model)
+    optimiser = make_optimiser(learner, config)
     if checkpoints is not None:
         found = checkpoint.newest(checkpoints)
         if found is None:
             raise ValueError(f"no whole checkpoint in {checkpoints}; give the model folder alone, or train anew")
-        with torch.random.fork_rng(devices=[]):
-            checkpoint.load(found[0], model, optimiser)
+        checkpoint.load(found[0], learner, optimiser)
     batch = packed(reference, load_tokenizer(folder)[1])
     check_packing(model, batch)
-    return Oracle(model, optimiser, config, batch)
+    return Oracle(learner, optimiser, config, batch)
 
 
 def beginnings(folder: Path, texts: pa.LargeStringArray, window: int) -> list[np.ndarray]:

@@ -18,8 +18,8 @@ from trainers.learner import Learner
 from trainers.loss import token_losses
 from trainers.model import head, hidden_states
 from trainers.oracle import Oracle, beginnings, make_oracle, packed
+from trainers.run import backward
 from trainers.tokenise import load_tokenizer
-from trainers.train import backward
 from transforms.sequence_classifier import one_thread
 
 WINDOW = 96
@@ -67,7 +67,8 @@ def product(some: list[torch.Tensor], others: list[torch.Tensor]) -> float:
 def test_a_small_step_of_sgd_changes_the_loss_by_the_product_of_gradients(run: Path) -> None:
     """y - L = -lr <g_ref, g_x>, to first order."""
     made = oracle_of(run)
-    oracle = Oracle(made.model, torch.optim.SGD(made.model.parameters(), lr=1e-3), made.config, packed_reference(run))
+    descent = torch.optim.SGD(made.model.parameters(), lr=1e-3)
+    oracle = Oracle(Learner(made.model), descent, made.config, packed_reference(run))
     reference = gradient(oracle, oracle.reference)
     for probe in probes(run, [*ordered(3, 11), *shuffled(3, 11)]):
         expected = -1e-3 * product(reference, clipped(gradient(oracle, [probe])))

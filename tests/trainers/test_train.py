@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import WORDS
 from pydantic import ValidationError
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainers import checkpoint
@@ -14,8 +15,10 @@ from trainers.config import TrainConfig
 from trainers.data import Batches
 from trainers.learner import Learner
 from trainers.mixture import open_mixture
-from trainers.model import ModelConfig
-from trainers.train import Run, backward, main, make_model, make_optimiser, train
+from trainers.model import ModelConfig, make_model, training_flops
+from trainers.optimiser import make_optimiser
+from trainers.run import Run, backward
+from trainers.train import main, train
 
 TINY = ModelConfig(
     hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1
@@ -124,7 +127,7 @@ def test_accumulation_does_not_change_the_gradient(toy, tmp_path):
     found = []
     for part in (128, 10**6):
         config = CONFIG.model_copy(update={"part_tokens": part})
-        model = make_model(config, corpus)
+        model = make_model(config, corpus, "cpu")
         loss, _, norm = backward(Learner(model), batch, config)
         found.append((loss, norm, [p.grad for p in model.parameters()]))
     assert found[0][:2] == pytest.approx(found[1][:2], rel=1e-5)
@@ -132,8 +135,8 @@ def test_accumulation_does_not_change_the_gradient(toy, tmp_path):
 
 
 def test_only_matrices_decay(toy, tmp_path):
-    model = make_model(CONFIG, open_mixture(toy / "mixture", tmp_path))
-    groups = make_optimiser(model, CONFIG).param_groups
+    model = make_model(CONFIG, open_mixture(toy / "mixture", tmp_path), "cpu")
+    groups = make_optimiser(Learner(model), CONFIG).param_groups
     names = {id(p): name for name, p in model.named_parameters()}
     decayed = {names[id(p)].split(".")[-2] for p in groups[0]["params"]}
     rest = {names[id(p)].split(".")[-2] for p in groups[1]["params"]}
@@ -149,3 +152,48 @@ def test_command_tells_mistakes_with_exit_code_2(tmp_path, capsys):
     assert main([str(tmp_path / "nothing.json")]) == 2
     with pytest.raises(ValidationError, match="multiple of num_attention_heads"):
         ModelConfig(hidden_size=30, num_attention_heads=4)
+
+
+def test_a_stage_goes_on_with_weights_and_moments_of_the_run_before_and_a_model_alone_without(run, toy, tmp_path):
+    before, _ = run
+    _, state = checkpoint.newest(before / "checkpoints")
+    corpus = open_mixture(toy / "heldout", tmp_path)  # another mixture of the same tokenizer
+    stages = {}
+    for name, start in (("run", before), ("model", before / "model")):
+        (tmp_path / name).mkdir()
+        stages[name] = Run(CONFIG.model_copy(update={"start": start, "tokens": 5000}), corpus, tmp_path / name, {})
+        stages[name].resume()
+    steps = {float(s["step"]) for s in stages["run"].optimiser.state.values()}
+    assert steps == {state["step"]} and not stages["model"].optimiser.state
+    saved = load_file(next((before / "checkpoints").glob(f"step-*{state['step']}")) / "optimiser.safetensors")
+    for name, parameter in stages["run"].learner.named_parameters():
+        assert torch.equal(stages["run"].optimiser.state[parameter]["exp_avg"], saved[f"exp_avg:{name}"])
+        assert torch.equal(parameter, stages["model"].learner.get_parameter(name))
+    for stage in stages.values():
+        stage.train()
+    assert json.loads((tmp_path / "run" / "data.json").read_text())["budget"] == 5000
+    first = {name: stage.log.lines()[1]["loss"] for name, stage in stages.items()}
+    assert first["run"] != first["model"]  # the second step shows what the first one did
+
+
+def test_tensorboard_has_the_numbers_of_the_log(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out, result = run
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    for name in ("loss", "lr", "tokens_s", "flop_s"):
+        told = {e.step: e.value for e in events.Scalars(name)}
+        assert told == pytest.approx({line["step"]: line[name] for line in lines}, rel=1e-5)
+    assert events.Scalars("by_source/large")[-1].value == result.tokens_by_source["large"]
+
+
+def test_flops_are_those_of_the_matrices_and_of_attention(toy, tmp_path):
+    model = make_model(CONFIG, open_mixture(toy / "mixture", tmp_path), "cpu")
+    layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64  # queries and output, keys and values, MLP
+    head = 300 * 32
+    lengths = np.array([10, 3])
+    pairs = (10**2 + 3**2) / 2  # that see each other
+    attention = 3 * 2 * 2 * 32 * pairs  # forward and backward, scores and values, times 2, of a layer
+    assert training_flops(model, lengths) == 6 * 13 * (2 * layer + head) + 2 * attention

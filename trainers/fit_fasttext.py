@@ -26,17 +26,21 @@ if TYPE_CHECKING:
 GOOD, OTHER = "__label__good", "__label__other"
 LABEL = re.compile(r"(?<!\S)__label__\S*")
 M_PERTURB = -6  # of glibc's mallopt
+STEPS = 25_000  # documents times epochs, at least
 
 
 class FastTextParameters(BaseModel):
     """fastText's own. Learning rate, epochs and n-grams are PreSelect's (arXiv 2503.00808, table 5); it has a `dim` of
     100 and fastText's own `bucket` of 2,000,000; both are smaller here, so that a model takes 50 MB and not 800.
+
+    Five epochs are for many documents. A document is one step of descent, and below about 25,000 of them nothing is
+    learned (with 1,131 documents AUC .55 after 5 epochs, .88 after 25), so `epoch: null` makes as many as that takes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     lr: float = Field(0.1, gt=0)
     dim: int = Field(64, ge=1)
-    epoch: int = Field(5, ge=1)
+    epoch: int | None = Field(None, ge=1, description="null: 5, or as many as make STEPS of the documents")
     word_ngrams: int = Field(2, ge=1)
     bucket: int = Field(200_000, ge=1)
     min_count: int = Field(2, ge=1)
@@ -92,12 +96,13 @@ def fit_fasttext(
     order = np.random.default_rng(seed).permutation(len(train))
     lines = out / "train.txt"
     p = parameters
+    epochs = p.epoch or max(5, -(-STEPS // len(train)))
     with lines.open("w", encoding="utf-8") as file:
         for i in order:
             file.write(f"{train[i][0]} {LABEL.sub('', one_line(train[i][1][: p.characters]))}\n")
     with _zeroed_memory():
         model = fasttext.train_supervised(
-            str(lines), lr=p.lr, dim=p.dim, epoch=p.epoch, wordNgrams=p.word_ngrams, bucket=p.bucket,
+            str(lines), lr=p.lr, dim=p.dim, epoch=epochs, wordNgrams=p.word_ngrams, bucket=p.bucket,
             minCount=p.min_count, minn=0, maxn=0, thread=1, seed=seed, verbose=0,
         )  # fmt: skip
     lines.unlink()
@@ -111,7 +116,7 @@ def fit_fasttext(
     card = {
         "positive": GOOD,
         "newline": " ",
-        "parameters": parameters.model_dump(),
+        "parameters": parameters.model_dump() | {"epoch": epochs},
         "seed": seed,
         "documents": {"good": len(good), "other": len(other)},
         "holdout": classification(*scores),

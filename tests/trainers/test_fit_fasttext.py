@@ -49,7 +49,7 @@ def test_the_card_is_correct(fitted: Any) -> None:
     assert json.loads((out / "card.json").read_text()) == card
     assert (card["positive"], card["newline"], card["seed"]) == (GOOD, " ", 3)
     assert card["documents"] == {"good": 600, "other": 500} and card["holdout"]["documents"] == 110
-    assert card["parameters"] == FastTextParameters().model_dump()
+    assert card["parameters"] == FastTextParameters().model_dump() | {"epoch": -(-25_000 // 990)}
     model = fasttext.load_model(str(out / "model.bin"))
     held = [planted(600, 0.5, 1)[::10], planted(500, 0.0, 2)[::10]]
     scores = [probabilities(model, texts, GOOD) for texts in held]
@@ -103,3 +103,15 @@ def test_too_few_documents_and_wrong_parameters(tmp_path: Path) -> None:
     for wrong in ({"lr": 0}, {"dim": 0}, {"epochs": 3}, {"bucket": -1}):
         with pytest.raises(ValidationError):
             FastTextParameters(**wrong)
+
+
+def test_without_epochs_few_documents_are_read_often_enough_to_learn(tmp_path):
+    generator = np.random.default_rng(3)
+    words = [f"word{i}" for i in range(400)]
+    good, other = (
+        [" ".join(generator.choice(words[part], 60)) for _ in range(150)] for part in (slice(0, 300), slice(100, 400))
+    )
+    few = fit_fasttext(good, other, tmp_path / "few", FastTextParameters(bucket=2000, epoch=5))
+    card = fit_fasttext(good, other, tmp_path / "enough", FastTextParameters(bucket=2000))
+    assert card["parameters"]["epoch"] == -(-25_000 // 270)
+    assert card["holdout"]["auc"] > 0.95 and card["holdout"]["auc"] > few["holdout"]["auc"]

@@ -1,4 +1,4 @@
-"""What scorers share whose model compares documents with a target: a folder of arrays, a card, and an encoder."""
+"""What scorers share whose model compares documents as vectors: a folder of arrays, a card, and an encoder."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import model_validator
 
 from scorers import Scorer
+from scorers._columns import texts
 from transforms.model_folder import read_card
 
 if TYPE_CHECKING:
+    from transforms.batch import Batch
     from transforms.embedding import Embedding
 
 
@@ -28,7 +32,8 @@ class Loaded(NamedTuple):
 class TargetScorer(Scorer):
     """`model`: the folder that the fit of the scorer's name makes: `card.json`, `model.npz` and maybe an encoder.
 
-    `arrays` names the arrays of `model.npz`, each with type and letters of its shape; `d` is a vector's width.
+    `arrays` names the arrays of `model.npz`, each with type and letters of its shape; `d` is a vector's width, of what
+    has a capital letter there may be none.
     """
 
     arrays: ClassVar[dict[str, tuple[type, str]]]
@@ -55,6 +60,36 @@ class TargetScorer(Scorer):
         _ = self._loaded
 
 
+class ClusterScorer(TargetScorer):
+    """Such a scorer that tells a document's cluster: the nearest of the model's `centroids` or, where the fit took
+    `classes` from a column of the shards, the class that the same column here names.
+    """
+
+    classes: str | None = None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.classes,) if self.classes else ()
+
+    def check(self, loaded: Loaded) -> None:
+        fitted = loaded.card.get("classes")
+        if fitted != self.classes:
+            raise ValueError(f"fitted with `classes: {fitted}`, here it is `classes: {self.classes}`; give the same")
+        if fitted and len(loaded.card["names"]) != len(loaded.arrays["centroids"]):
+            raise ValueError("as many names as centroids are expected")
+
+    def clusters(self, batch: Batch) -> np.ndarray:
+        """int64 [documents]: numbers of clusters, -1 without words or with a class that the fit did not see."""
+        from transforms.feature_mapping import nearest
+
+        model = self._loaded
+        if self.classes:
+            names = pa.array(model.card["names"], pa.large_string())
+            return pc.fill_null(pc.index_in(texts(batch, self.classes), names), -1).to_numpy().astype(np.int64)
+        vectors = model.embedding.vectors(batch.text)
+        return np.where(vectors.any(axis=1), nearest(vectors, model.arrays["centroids"]), -1)
+
+
 def _load(folder: Path, name: str, expected: dict[str, tuple[type, str]]) -> Loaded:
     """Raises ValueError: files are missing or broken, or arrays of another type or shape than expected."""
     from transforms.embedding import Embedding
@@ -71,7 +106,7 @@ def _load(folder: Path, name: str, expected: dict[str, tuple[type, str]]) -> Loa
     sizes = {"d": embedding.width()}
     for array, (kind, shape) in expected.items():
         found = arrays[array]
-        agrees = found.dtype == kind and len(found.shape) == len(shape) and found.size > 0
+        agrees = found.dtype == kind and len(found.shape) == len(shape) and (found.size > 0 or shape != shape.lower())
         if not agrees or any(sizes.setdefault(s, n) != n for s, n in zip(shape, found.shape, strict=True)):
             asked = ", ".join([f"{kind.__name__} [{', '.join(shape)}]", *(f"{s} = {n}" for s, n in sizes.items())])
             raise ValueError(f"{folder}/model.npz: {array} is {found.dtype} {found.shape}, expected {asked}; fit anew")

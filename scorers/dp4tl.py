@@ -1,6 +1,6 @@
-"""The cluster that a document falls into, and how many documents of a target do so too.
+"""The cluster or class that a document falls into, and how many documents of a target vote for it.
 
-Cost: the embedding, and 2 d operations per cluster for each document.
+Cost: the embedding, and 2 d operations per cluster for each document; next to nothing with classes.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 
-from scorers._target_model import Loaded, TargetScorer
+from scorers._target_model import ClusterScorer, Loaded
 from transforms.batch import Batch
 
 
-class Dp4tl(TargetScorer):
-    """Feature mapping of DP4TL (Zhang et al. 2023, arXiv 2310.08782). `model`: the folder that the fit `dp4tl` makes.
+class Dp4tl(ClusterScorer):
+    """DP4TL (Zhang et al. 2023, arXiv 2310.08782). `model`: the folder that the fit `dp4tl` makes; `classes`: the
+    column that the fit took classes from, where it did.
 
     `dp4tl.rank <= k` keeps the k clusters that the target voted for most; each k keeps what smaller ones do. All null
-    where there are no words.
+    where there are no words, or no class that the fit has seen.
     """
 
     name: ClassVar[str] = "dp4tl"
@@ -31,24 +32,24 @@ class Dp4tl(TargetScorer):
     def fields(self) -> pa.StructType:
         return pa.struct(
             [
-                pa.field("cluster", pa.int32(), metadata={"unit": "number of the nearest centroid, from 0"}),
+                pa.field(
+                    "cluster",
+                    pa.int32(),
+                    metadata={"unit": "number of the nearest centroid or of the class by name, from 0"},
+                ),
                 pa.field("rank", pa.int32(), metadata={"unit": "place of the cluster by votes, 1 has most"}),
                 pa.field("share", pa.float64(), metadata={"unit": "share of the target's documents in the cluster"}),
             ]
         )
 
     def check(self, loaded: Loaded) -> None:
+        super().check(loaded)
         votes, rank = loaded.arrays["votes"], loaded.arrays["rank"]
         if votes.min() < 0 or not votes.any() or not np.array_equal(np.sort(rank), np.arange(1, len(rank) + 1)):
             raise ValueError("votes and ranks are not those of clusters")
 
     def score(self, batch: Batch) -> pa.StructArray:
-        from transforms.feature_mapping import nearest
-
-        model = self._loaded
-        vectors = model.embedding.vectors(batch.text)
-        wordless = ~vectors.any(axis=1)
-        cluster = nearest(vectors, model.arrays["centroids"])
-        votes = model.arrays["votes"]
-        found = [cluster.astype(np.int32), model.arrays["rank"][cluster], (votes / votes.sum())[cluster]]
-        return pa.StructArray.from_arrays([pa.array(v, mask=wordless) for v in found], fields=list(self.fields()))
+        arrays, cluster = self._loaded.arrays, self.clusters(batch)
+        share = arrays["votes"] / arrays["votes"].sum()
+        found = [cluster.astype(np.int32), arrays["rank"][cluster], share[cluster]]
+        return pa.StructArray.from_arrays([pa.array(v, mask=cluster < 0) for v in found], fields=list(self.fields()))

@@ -66,6 +66,22 @@ def toy_causal(toy_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
+def toy_damaged(toy_causal: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same without half of its outputs."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    out = tmp_path_factory.mktemp("damaged")
+    model = AutoModelForCausalLM.from_pretrained(toy_causal)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[::2] = 0
+    model.save_pretrained(out)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (out / file).write_bytes((toy_causal / file).read_bytes())
+    return out
+
+
+@pytest.fixture(scope="session")
 def toy_family(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, float]]:
     """Folders of six causal models that know the toy grammar ever better, and how well, by words guessed right."""
     import toy_grammar
@@ -126,6 +142,21 @@ def toy_dp4tl(toy_target: dict[str, Any], tmp_path_factory: pytest.TempPathFacto
 
     out = tmp_path_factory.mktemp("dp4tl")
     FitDp4tl(target="true", clusters=5).fit(toy_target, out, 0)
+    return out
+
+
+@pytest.fixture(scope="session")
+def toy_paser(toy_target: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a PASER model of three clusters."""
+    import pyarrow as pa
+
+    from trainers.fit_paser import FitPaser
+
+    out = tmp_path_factory.mktemp("paser")
+    pool = toy_target["pool"]
+    columns = {"sample": "jsd", "candidates": "ies"}
+    given = {name: pool.append_column(column, pa.array([0.1] * len(pool))) for name, column in columns.items()}
+    FitPaser(budget=20, clusters=3).fit(given, out, 0)
     return out
 
 

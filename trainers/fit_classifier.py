@@ -235,14 +235,14 @@ def _learn(model: Any, p: FitClassifier, chunks: Chunks, truth: np.ndarray, bina
     lr = p.lr or (1e-3 if p.encoder is None else 1e-4 if p.train == "all" else 3e-4)
     learned = [w for w in model.parameters() if w.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
-    batches = list(_batches(np.diff(chunks.offsets), p.batch, p.epochs, seed))
+    steps = list(batches(np.diff(chunks.offsets), p.batch, p.epochs, seed))
     model.train()
     if p.train == "head":
         model.base_model.eval()
-    for step, members in enumerate(batches):
+    for step, members in enumerate(steps):
         for group in optimizer.param_groups:
-            group["lr"] = lr * (1 - step / len(batches))
-        logits = model(**_padded(chunks, members, model.config.pad_token_id)).logits
+            group["lr"] = lr * (1 - step / len(steps))
+        logits = model(**padded(chunks, members, model.config.pad_token_id)).logits
         loss = _loss(logits, targets[members], weights[members], binary)
         optimizer.zero_grad()
         loss.backward()
@@ -251,7 +251,7 @@ def _learn(model: Any, p: FitClassifier, chunks: Chunks, truth: np.ndarray, bina
     model.eval()
 
 
-def _batches(lengths: np.ndarray, size: int, epochs: int, seed: int) -> Iterator[np.ndarray]:
+def batches(lengths: np.ndarray, size: int, epochs: int, seed: int) -> Iterator[np.ndarray]:
     """Chunks of each step: shuffled, in blocks by length, the batches of a block shuffled again."""
     draw = np.random.default_rng(seed)
     for _ in range(epochs):
@@ -263,7 +263,7 @@ def _batches(lengths: np.ndarray, size: int, epochs: int, seed: int) -> Iterator
             yield from (parts[k] for k in draw.permutation(len(parts)))
 
 
-def _padded(chunks: Chunks, members: np.ndarray, pad: int | None) -> dict[str, torch.Tensor]:
+def padded(chunks: Chunks, members: np.ndarray, pad: int | None) -> dict[str, torch.Tensor]:
     import torch
 
     found = [chunks.ids[chunks.offsets[c] : chunks.offsets[c + 1]] for c in members]

@@ -25,11 +25,13 @@ FORMS = (".parquet", ".jsonl")
 
 @dataclass(frozen=True)
 class Embedded:
-    """Vectors of both sides (int16 [documents, dimensions], none zero), the pool's draws, and how many had no words."""
+    """Vectors of both sides (int16 [documents, dimensions], none zero), draws and rows of the pool's documents in their
+    sample, and how many had no words."""
 
     target: np.ndarray
     pool: np.ndarray
     draw: np.ndarray  # uint64 [pool]
+    row: np.ndarray  # int64 [pool]
     without_words: int
 
     def documents(self) -> dict[str, int]:
@@ -106,7 +108,29 @@ class TargetFit(FromTarget):
             raise ValueError(f"{given}; expected at least 1 and 2: widen the target's condition or files, or `pool`")
         draw = samples["pool"].column("draw").to_numpy()[with_words[1]]
         left = len(sides[0]) + len(sides[1]) - here - there
-        return Embedded(sides[0][with_words[0]], sides[1][with_words[1]], draw, left)
+        return Embedded(sides[0][with_words[0]], sides[1][with_words[1]], draw, np.flatnonzero(with_words[1]), left)
+
+
+def quoted(column: str) -> str:
+    """SQL of a column's name."""
+    return '"' + column.replace('"', '""') + '"'
+
+
+def class_numbers(column: pa.ChunkedArray, name: str) -> tuple[list[str], np.ndarray]:
+    """The different values as text, in order, and the number of each document's among them, int64.
+
+    Raises:
+        ValueError: fewer than two values, or values that cannot be written as text.
+    """
+    try:
+        values = column.cast(pa.large_string())
+    except pa.ArrowException:
+        raise ValueError(f"classes: {name} is {column.type}; expected text or numbers") from None
+    names = sorted(values.unique().to_pylist())
+    if len(names) < 2:
+        given = f"{len(values)} documents with words have {len(names)} different values"
+        raise ValueError(f"classes: {name}: {given}; expected at least two")
+    return names, pc.index_in(values, pa.array(names, pa.large_string())).to_numpy().astype(np.int64)
 
 
 def _files(path: str) -> Iterator[Path]:

@@ -1,7 +1,9 @@
-"""Which clusters of a corpus serve a target: those that most of the target's documents lie nearest to.
+"""Which clusters of a corpus serve a target: those that most of the target's documents vote for.
 
-Feature mapping of DP4TL (Zhang et al. 2023, "Selectivity Drives Productivity", arXiv 2310.08782), by its definition:
-the authors' script compares with one cluster only. Clusters are those of k-means with Euclidean distances.
+Feature mapping of DP4TL (Zhang et al. 2023, "Selectivity Drives Productivity", arXiv 2310.08782), by its definition: a
+document votes for the nearest centroid, while the authors' script compares with one cluster only. Clusters are those of
+k-means with Euclidean distances, or classes that are given. (Label mapping, the paper's other rule, needs classes: a
+document votes for the one that a classifier of the corpus takes it for, `transforms.softmax`.)
 
 Vectors are 16-bit integers (`transforms.semantic.quantise`) and so are centroids, rounded: all sums and distances are
 exact, and no order of documents changes a bit. A round over n documents takes 2 n k d operations.
@@ -25,13 +27,18 @@ def kmeans(vectors: np.ndarray, draw: np.ndarray, k: int, rounds: int) -> np.nda
     centroids, _ = initial_centroids(vectors, draw, k)
     for _ in range(rounds):
         labels = nearest(vectors, centroids)
-        size = np.bincount(labels, minlength=len(centroids))[:, None]
-        means = np.rint(cluster_sums(vectors, labels, len(centroids)) / np.maximum(size, 1)).astype(np.int16)
-        moved = np.where(size > 0, means, centroids)
+        empty = np.bincount(labels, minlength=len(centroids)) == 0
+        moved = np.where(empty[:, None], centroids, means(vectors, labels, len(centroids)))
         if np.array_equal(moved, centroids):
             break
         centroids = moved
     return centroids
+
+
+def means(vectors: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    """int16 [k, dimensions]: the rounded mean of the vectors (int16) of each label (int64, from 0), 0 without any."""
+    size = np.bincount(labels, minlength=k)[:, None]
+    return np.rint(cluster_sums(vectors, labels, k) / np.maximum(size, 1)).astype(np.int16)
 
 
 def nearest(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
@@ -47,7 +54,7 @@ def nearest(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 
 
 def votes(target: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """How many of the target's vectors lie nearest to each centroid: int64 [centroids]. They add up to all."""
+    """How many of the target's vectors lie nearest to each centroid: int64 [centroids]. They add up to all of them."""
     return np.bincount(nearest(target, centroids), minlength=len(centroids))
 
 

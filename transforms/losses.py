@@ -17,9 +17,10 @@ in the length of documents.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -101,6 +102,23 @@ def token_losses(
     Raises:
         ValueError: a stride outside 1..window - 1, or numbers that are no losses (the model's weights are broken).
     """
+    kinds = (np.float32, np.float32, np.int32)
+    for lot, windows, row in lots(model, texts, window, stride, prompts):
+        document, *found = score_rows(lot, windows, row, partial(_score_row, model), kinds, model.device)
+        yield TokenLosses(document, *found)
+
+
+def lots(
+    model: CausalModel,
+    texts: pa.LargeStringArray,
+    window: int,
+    stride: int,
+    prompts: pa.LargeStringArray | None = None,
+) -> Iterator[tuple[Lot, Windows, int]]:
+    """What is read of documents: lots of tokens, the windows of each, and how many tokens a row of windows has.
+
+    Arguments are those of `token_losses`. Raises ValueError: a stride outside 1..window - 1.
+    """
     if not 1 <= stride < window:
         raise ValueError(f"stride {stride} with a window of {window} tokens; give at least 1 and less than the window")
     row = max(ROW if model.device.type == "cpu" else ROW_GPU, -(-window // 64) * 64)
@@ -109,10 +127,10 @@ def token_losses(
         held = held.joined(fresh)
         if len(held) >= LOT:
             windows, rest, next_begun = plan_windows(held, window, stride, begun, ended=False)
-            yield _score(model, held, windows, row)
+            yield held, windows, row
             held, begun = held.after(rest), next_begun
     windows, _, _ = plan_windows(held, window, stride, begun, ended=True)
-    yield _score(model, held, windows, row)
+    yield held, windows, row
 
 
 def document_sums(documents: int, losses: Iterable[TokenLosses]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -185,36 +203,59 @@ def _alternating(first: pa.LargeStringArray, second: pa.LargeStringArray) -> pa.
     return pa.concat_arrays([first, second]).take(pa.array(order))
 
 
-def _score(model: CausalModel, lot: Lot, windows: Windows, row: int) -> TokenLosses:
-    """Losses of the wanted tokens that the windows predict, one thread to a row on a CPU."""
-    loss, entropy, rank = (np.zeros(len(lot), kind) for kind in (np.float32, np.float32, np.int32))
+def score_rows(
+    lot: Lot,
+    windows: Windows,
+    row: int,
+    read: Callable[[Lot, Windows, int], tuple[np.ndarray, ...]],
+    kinds: Sequence[type],
+    device: torch.device,
+) -> tuple[np.ndarray, ...]:
+    """Documents (int64) of the wanted tokens that the windows predict, and their values of the `kinds` asked for.
+
+    `read` is given the lot, the windows of one row and its length; it gives the places in the lot of the tokens that
+    these score, and their values. On a CPU one thread takes a row.
+
+    Raises:
+        ValueError: a value is no number: weights are broken or overflow.
+    """
+    values: list[np.ndarray] = [np.zeros(len(lot), kind) for kind in kinds]
     done = np.zeros(len(lot), bool)
     rows = pack(windows.length, row)
 
-    def read(r: int) -> None:
+    def fill(r: int) -> None:
         chosen = rows.order[rows.offsets[r] : rows.offsets[r + 1]]
-        at, *found = _score_row(
-            model, lot, Windows(*(x[chosen] for x in (windows.start, windows.length, windows.context))), row
-        )
-        loss[at], entropy[at], rank[at] = found
+        some = Windows(*(x[chosen] for x in (windows.start, windows.length, windows.context)))
+        at, *found = read(lot, some, row)
+        for value, own in zip(values, found, strict=True):
+            value[at] = own
         done[at] = True
 
     threads = torch.get_num_threads()
-    if model.device.type == "cpu":
+    if device.type == "cpu":
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(read, range(len(rows))))
+            list(pool.map(fill, range(len(rows))))
         torch.set_num_threads(threads)  # for threads that start later, which follow the last call
     else:
         for r in range(len(rows)):
-            read(r)
-    if np.isnan(loss).any():
+            fill(r)
+    if np.isnan(values[0]).any():
         raise ValueError("the model gives losses that are no numbers; its weights are broken or overflow")
-    return TokenLosses(lot.document[done], loss[done], entropy[done], rank[done])
+    return lot.document[done], *(value[done] for value in values)
 
 
 @torch.inference_mode()
 def _score_row(model: CausalModel, lot: Lot, windows: Windows, row: int) -> tuple[np.ndarray, ...]:
-    """Places in the lot of the tokens that the windows score, losses, entropies and ranks; the row is filled up."""
+    """Places in the lot of the tokens that the windows score, losses, entropies and ranks."""
+    targets, hidden = target_states(model, lot, windows, row)
+    return targets, *head_losses(model, hidden, torch.from_numpy(lot.tokens[targets]))
+
+
+def target_states(model: CausalModel, lot: Lot, windows: Windows, row: int) -> tuple[np.ndarray, torch.Tensor]:
+    """Places in the lot of the tokens that the windows score, and the hidden states [tokens, width] that predict them.
+
+    The row is filled up.
+    """
     lengths = windows.length
     within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     place = np.repeat(windows.start, lengths) + within
@@ -223,11 +264,13 @@ def _score_row(model: CausalModel, lot: Lot, windows: Windows, row: int) -> tupl
     tokens[: len(place)] = lot.tokens[place]
     filling = split_lengths(np.array([row - len(place)]), int(lengths.max())).length  # no longer than what is read
     hidden = model.hidden(torch.from_numpy(tokens), [*lengths.tolist(), *filling.tolist()])
-    targets = place[scored] + 1
-    found = head_losses(
-        model, hidden[torch.from_numpy(scored).to(hidden.device)], torch.from_numpy(lot.tokens[targets])
-    )
-    return targets, *found
+    return place[scored] + 1, hidden[torch.from_numpy(scored).to(hidden.device)]
+
+
+def chunk_size(model: CausalModel) -> int:
+    """Tokens whose logits are held at a time."""
+    vocabulary = model.model.get_output_embeddings().weight.shape[0]
+    return 1 << max(6, (CHUNK_NUMBERS // vocabulary).bit_length() - 1)
 
 
 def head_losses(
@@ -238,8 +281,7 @@ def head_losses(
 
     Chunks have one size for a model, the last is filled up, so that products keep their shape.
     """
-    vocabulary = model.model.get_output_embeddings().weight.shape[0]
-    size = 1 << max(6, (CHUNK_NUMBERS // vocabulary).bit_length() - 1)
+    size = chunk_size(model)
     loss, entropy, rank = (np.zeros(len(targets), kind) for kind in (np.float32, np.float32, np.int32))
     for a in range(0, len(targets), size):
         part = slice(a, a + size)

@@ -67,6 +67,21 @@ def check_window(folder: ModelFolder, window: int) -> None:
             raise ValueError(f"a window of {window} tokens; {folder.path}/config.json allows {limit} ({name})")
 
 
+def check_same_tokens(one: ModelFolder, other: ModelFolder) -> None:
+    """Raises ValueError: the models would cut a text into different tokens, or have embeddings of different sizes."""
+    names = ("model", "added_tokens", "normalizer", "pre_tokenizer")  # what cuts texts; the rest is not used here
+    first, second = (_json(folder.path / "tokenizer.json") for folder in (one, other))
+    different = [f"{name} of tokenizer.json" for name in names if first.get(name) != second.get(name)]
+    for what in ("vocabulary", "begin"):
+        if getattr(one, what) != getattr(other, what):
+            different.append(f"{what} ({getattr(one, what)} and {getattr(other, what)})")
+    if different:
+        raise ValueError(
+            f"{one.path} and {other.path} differ in {', '.join(different)}; predictions can be compared over one "
+            "vocabulary alone: give a model and what was made from it"
+        )
+
+
 def read_card(folder: Path) -> dict[str, Any]:
     """What `card.json` of a model folder holds; empty if there is none. Raises ValueError: it holds no JSON object."""
     card = folder / "card.json"

@@ -28,6 +28,7 @@ import numpy as np
 from transforms.chunks import Chunker, Chunks
 from transforms.model_folder import (
     CLASSIFIER,
+    ENCODER,
     ModelFolder,
     check_model_folder,
     files_state,
@@ -100,6 +101,26 @@ def check_classifier(path: Path) -> ClassifierFolder:
     pad = config.get("pad_token_id")
     pad = pad if isinstance(pad, int) and 0 <= pad < folder.vocabulary else None
     found = ClassifierFolder(folder, tuple(labels), kind, window_of(folder, pad), pad, _positive(path))
+    Chunker(path, found.window)
+    return found
+
+
+def check_encoder(path: Path, window: int | None = None) -> ClassifierFolder:
+    """Check the folder of an encoder on which one value is regressed (`transforms.mean_pooled`).
+
+    Args:
+        window: tokens that it shall read at once, None for as many as it can.
+
+    Raises:
+        ValueError: no such folder, no encoder, or a window that it cannot read.
+    """
+    folder = check_model_folder(path, ENCODER)
+    pad = folder.config.get("pad_token_id")
+    pad = pad if isinstance(pad, int) and 0 <= pad < folder.vocabulary else None
+    most = window_of(folder, pad)
+    if window is not None and not 1 <= window <= most:
+        raise ValueError(f"a window of {window} tokens; {path} reads {most}")
+    found = ClassifierFolder(folder, ("value",), "value", window or most, pad, None)
     Chunker(path, found.window)
     return found
 

@@ -46,8 +46,10 @@ def scorer(
     items.write_text('{"id": "x", "text": "A plain sentence that ends. And another one, with more words in it."}')
     models: dict[str, dict[str, Any]] = {"tokens": {"tokenizer": toy_tokenizer}, "fasttext": {"model": toy_fasttext}}
     models["decontaminate"] = {"items": items}
-    models |= {name: {"model": request.getfixturevalue(f"toy_{name}")} for name in ("got_d", "dp4tl", "influence")}
+    for name in ("got_d", "dp4tl", "influence", "paser"):
+        models[name] = {"model": request.getfixturevalue(f"toy_{name}")}
     causal = {"model": request.getfixturevalue("toy_causal"), "window": 256, "stride": 192}
+    models["divergence"] = causal | {"damaged": request.getfixturevalue("toy_damaged")}
     models |= {"perplexity": causal, "salt": causal, "eu_plane": causal | {"tokens": True}}
     classifier = {"model": request.getfixturevalue("toy_classifier"), "label": 1}
     (items.parent / "terms.txt").write_text("sentence\nwords\t0.5\nx\n日本語\t2\n")

@@ -14,12 +14,14 @@ import pytest
 from pydantic import ValidationError
 
 import scorers
-from pipelines.recipe import parse
+from pipelines.recipe import RecipeError, parse
 from pipelines.run import run
-from trainers.fit_dp4tl import FitDp4tl
+from trainers.fit_dp4tl import FitDp4tl, label_votes
+from trainers.targets import Embedded
 from transforms.batch import Batch
 from transforms.draws import draws
-from transforms.feature_mapping import kmeans, nearest, votes
+from transforms.feature_mapping import kmeans, means, nearest, votes
+from transforms.semantic import quantise
 
 TOPICS = 20
 
@@ -140,23 +142,101 @@ def test_a_recipe_keeps_the_clusters_of_the_target(samples: dict[str, pa.Table],
     assert found <= wanted and len(found) > 0.85 * len(wanted), "tiny clusters inside a topic may get no vote"
 
 
-def test_a_recipe_spends_a_budget_by_cluster(samples: dict[str, pa.Table], tmp_path: Path) -> None:
-    """PASER's budgets as bounds on draws: of one cluster all, of one a part, of one nothing."""
+WANTED = (2, 5, 11, 17)
+
+
+def with_classes(given: dict[str, pa.Table], order: np.ndarray | None = None) -> dict[str, pa.Table]:
+    """The pool with its topics as numbers; those of the first topic and of the wordless document are missing."""
+    pool = given["pool"]
+    number = np.array([int(name) // 30 for name in pool.column("id").to_pylist()])
+    topics = pa.array([int(n) if 0 < n < TOPICS else None for n in number])
+    pool = pool.append_column("classes", topics)
+    return {**given, "pool": pool if order is None else pool.take(pa.array(order)).sort_by("draw")}
+
+
+@pytest.mark.parametrize("mapping", ["feature", "label"])
+def test_classes_of_the_target_rank_first(mapping: str, samples: dict[str, pa.Table], tmp_path: Path) -> None:
+    """By the nearest mean of a class, and by the class that a classifier of the pool gives."""
+    fit = FitDp4tl(target="true", classes="topic", mapping=mapping)  # type: ignore[arg-type]
+    assert fit.samples()["pool"].columns == {"classes": '"topic"'} and not fit.samples()["target"].columns
+    card = fit.fit(with_classes(samples), tmp_path / "one", seed=5)
+    assert {entry["name"] for entry in card["clusters"][:4]} == {str(topic) for topic in WANTED}
+    votes = {entry["name"]: entry["votes"] for entry in card["clusters"]}
+    assert sum(votes.values()) == 292 and min(votes[str(topic)] for topic in WANTED) > 60
+    assert sorted(votes.values(), reverse=True) == list(votes.values()) and len(votes) == TOPICS - 1
+    assert all(entry["documents"] == 30 for entry in card["clusters"])
+    assert ("holdout" in card) == (mapping == "label") and card.get("holdout", {"accuracy": 1})["accuracy"] > 0.9
+    shuffled = np.random.default_rng(0).permutation(601)
+    fit.fit(with_classes(samples, shuffled), tmp_path / "two", seed=5)
+    for file in ("card.json", "model.npz"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_label_votes_are_those_of_the_classifier(samples: dict[str, pa.Table], tmp_path: Path) -> None:
+    """And not of the nearest mean: of two classes the wider one reaches beyond the middle."""
+    draw = np.random.default_rng(3)
+    angle = np.concatenate([draw.uniform(-0.2, 0.0, 200), draw.uniform(0.0, 1.4, 200)])
+    side = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    labels = np.repeat([0, 1], 200)
+    target = quantise(np.stack([np.cos([0.1, 0.15, 0.2]), np.sin([0.1, 0.15, 0.2])], axis=1))
+    sides = Embedded(target, quantise(side), draws(0, pa.array(map(str, range(400)))), np.arange(400), 0)
+    counted, told = label_votes(sides, labels, 2)
+    assert counted.tolist() == [0, 3] and told["holdout"]["accuracy"] > 0.95
+    assert votes(target, means(sides.pool, labels, 2)).tolist() == [3, 0]
+
+
+def test_the_scorer_reads_the_column(samples: dict[str, pa.Table], tmp_path: Path) -> None:
+    fit = FitDp4tl(target="true", classes="topic", mapping="label")
+    card = fit.fit(with_classes(samples), tmp_path, seed=5)
+    assert scorers.make("dp4tl", {"model": tmp_path, "classes": "topic"}).needs == ("topic",)
+    for kind in (pa.int8(), pa.string()):
+        topic = pa.array([5, 1, 0, None, 99], pa.int8()).cast(kind)
+        records = pa.record_batch({"text": ["any", "text", "will", "do", ""], "topic": topic})
+        found = scorers.make("dp4tl", {"model": tmp_path, "classes": "topic"}).score(Batch(records)).to_pylist()
+        entry = card["clusters"][found[0]["rank"] - 1]
+        assert entry["name"] == "5" and found[0]["share"] == entry["votes"] / 292 and found[0]["rank"] <= 4
+        assert found[1]["rank"] > 4 and card["names"][found[1]["cluster"]] == "1"
+        assert found[2:] == [{"cluster": None, "rank": None, "share": None}] * 3, "no class that the fit has seen"
+    for given, message in (
+        ({}, "`classes: topic`, here it is `classes: None`"),
+        ({"classes": "kind"}, "classes: kind"),
+    ):
+        with pytest.raises(ValidationError) as error:
+            scorers.make("dp4tl", {"model": tmp_path, **given})
+        assert message in str(error.value)
+
+
+def test_classes_that_do_not_serve(samples: dict[str, pa.Table], tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="mapping: label needs `classes`"):
+        FitDp4tl(target="true", mapping="label")
+    pool = samples["pool"]
+    for values, message in (
+        (pa.array(["one"] * len(pool)), "600 documents with words have 1 different values"),
+        (pa.array([[1]] * len(pool)), "expected text or numbers"),
+    ):
+        given = {**samples, "pool": pool.append_column("classes", values)}
+        with pytest.raises(ValueError, match=message):
+            FitDp4tl(target="true", classes="topic").fit(given, tmp_path, 0)
+
+
+@pytest.mark.parametrize("mapping", ["feature", "label"])
+def test_a_recipe_keeps_whole_classes(mapping: str, samples: dict[str, pa.Table], tmp_path: Path) -> None:
     pool = samples["pool"].select(["id", "text"])
-    pq.write_table(pool, tmp_path / "pool.parquet")
+    topic = [f"topic {int(name) // 30}" for name in pool.column("id").to_pylist()]
+    pq.write_table(pool.append_column("topic", pa.array(topic)), tmp_path / "pool.parquet")
+    pq.write_table(samples["target"].select(["id", "text"]), tmp_path / "target.parquet")
+    files = str(tmp_path / "target.parquet")
     given: dict[str, Any] = {
-        "name": "budget",
+        "name": "topics",
         "sources": {"web": str(tmp_path / "pool.parquet")},
-        "fit": {"topics": {"method": "dp4tl", "target": "true", "target_documents": 20, "clusters": 3}},
-        "score": {"dp4tl": {"model": "fit:topics"}},
+        "fit": {"topics": {"method": "dp4tl", "files": files, "classes": "topic", "mapping": mapping}},
+        "score": {"dp4tl": {"model": "fit:topics", "classes": "topic"}},
+        "select": {"served": "dp4tl.rank <= 4"},
     }
     run(parse(given), str(tmp_path / "run"), until="select")
-    clusters = {n: row["cluster"] for n, row in sidecars(tmp_path / "run" / "scores" / "dp4tl", "dp4tl").items()}
-    sizes = np.bincount([c for c in clusters.values() if c is not None], minlength=3)
-    bounds = np.array([2**64 - 1, 0, 2**63], np.uint64)  # draws are uniform
-    given["select"] = {"budget": f"draw <= list_extract({bounds.tolist()}::UBIGINT[], dp4tl.cluster + 1)"}
-    run(parse(given), str(tmp_path / "run"), until="select")
-    draw = dict(zip(pool.column("id").to_pylist(), draws(0, pool.column("id").combine_chunks()), strict=True))
-    found = kept(tmp_path / "run")
-    assert found == {name for name, c in clusters.items() if c is not None and draw[name] <= bounds[c]}
-    assert {clusters[name] for name in found} == {0, 2} and sum(c == 0 for c in map(clusters.get, found)) == sizes[0]
+    assert kept(tmp_path / "run") == {f"{30 * topic + i:05d}" for topic in WANTED for i in range(30)}
+    for part, field in (("fit", "fit.topics.classes"), ("score", "score.dp4tl: reads the column 'subject'")):
+        wrong = {**given, part: {k: {**v, "classes": "subject"} for k, v in given[part].items()}}
+        with pytest.raises(RecipeError) as error:
+            run(parse(wrong), str(tmp_path / "other"), until="select")
+        assert field in str(error.value)

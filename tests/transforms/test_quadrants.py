@@ -47,6 +47,29 @@ def test_bisection_finds_the_share_where_it_can_be_had(share: float) -> None:
     assert np.isin(smaller, [MISTAKE, HESITANT]).mean() < share, "no smaller tail does"
 
 
+def test_four_samples_in_four_corners() -> None:
+    error, uncertainty = np.array([3.0, 3.1, 0.2, 0.1]), np.array([2.0, 0.3, 0.2, 2.1])
+    found = sample_stage(error, uncertainty, 0.5, DRAW[:4])
+    assert found.quadrant.tolist() == [NOISE, MISTAKE, KNOWN, HESITANT]
+    assert found.keep.tolist() == [False, True, False, True] and not found.filled.any()
+    more = sample_stage(error, uncertainty, 0.75, DRAW[:4])
+    assert more.filled.tolist() == [True, False, False, False], "|P - E| of the noise is larger than that of the known"
+
+
+@pytest.mark.parametrize("size", [8, 32, 256])
+def test_with_scores_that_correlate_filling_up_reaches_the_share(size: int) -> None:
+    draw = np.random.default_rng(8)
+    filled = kept = 0
+    for _ in range(100):
+        error, noise = draw.normal(size=(2, size))
+        found = sample_stage(error, 0.9 * error + np.sqrt(1 - 0.9**2) * noise, 0.25, DRAW[:size])
+        assert found.keep.sum() >= size / 4
+        if found.filled.any():
+            assert found.keep.sum() == size / 4 and found.tail == MOST
+        filled, kept = filled + int(found.filled.sum()), kept + int(found.keep.sum())
+    assert 0.3 < filled / kept < 0.6
+
+
 def test_where_corners_are_thin_disagreement_fills_up() -> None:
     """Scores that rise together: the corners are nearly empty, and |P - E| decides."""
     draw = np.random.default_rng(4)
@@ -56,6 +79,7 @@ def test_where_corners_are_thin_disagreement_fills_up() -> None:
     corners = np.isin(found.quadrant, [MISTAKE, HESITANT])
     assert found.tail == MOST and corners.sum() < 100
     assert found.keep.sum() == 250 and (found.keep | ~corners).all()
+    assert np.array_equal(found.filled, found.keep & ~corners)
     p = np.exp(error)
     far = np.abs((p - p.min()) / np.ptp(p) - (uncertainty - uncertainty.min()) / np.ptp(uncertainty))
     rest = ~corners & np.isin(found.quadrant, [NOISE, KNOWN])

@@ -2,7 +2,7 @@
 
     lines:      counts per split -> by hash: those above the count -> spans of each split
     substring:  words per split -> repeats of k words, in this process -> spans of each split
-    c4, pii:    spans of each split (see `pipelines.clean_local`)
+    c4, pii:    spans of each split (see `pipelines.clean_local`); so does prox, by a model (`pipelines.clean_prox`)
 
 For the first two a document does not count, and is not cut, where a dedupe method drops it: else the copy that stays
 could lose its text to the copy that goes. Documents that cuts leave empty go on until `mix` drops them. They read every
@@ -13,6 +13,7 @@ that goes; `substring` holds 10 bytes per word of the corpus (see SUBSTRING_BYTE
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,7 +25,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from pipelines import engine, ledger, store
-from pipelines.clean_local import Local
+from pipelines.clean_local import Local, Told
 from pipelines.clusters import BLOCK, blocks
 from pipelines.code import code_digest
 from pipelines.cuts import CUTS, Spans
@@ -130,13 +131,14 @@ def clean(
     where = method.where or " AND ".join(f"{flags}.keep" for flags in kept) or "true"
     names = {*Expression(where).names, tables.text}
     identities = [] if isinstance(method, Local) else sorted(s.identity() for s in splits)
-    base = store.digest(method.model_dump(), where, tables.base(names), identities, code_digest(__name__))
-    struct = Struct(f"cuts/{name}", CUTS, base)
+    code = [code_digest(__name__), code_digest(type(method).__module__)]
+    base = store.digest(store.content(method), where, tables.base(names), identities, code)
+    struct = Struct(f"cuts/{name}", cut_type(method), base)
     folder = f"{context.run}/{struct.folder}"
     held = [store.committed(s.sidecar(folder), store.digest(base, s.identity())) for s in splits]
     work = _Work(context, tables, tuple(splits), where, f"{context.run}/scratch/{name}")
     find = None if all(held) else _finder(work, method)
-    step = MapSplit(context.run, f"clean:{name}", folder, base, WriteCuts(work, name, find))
+    step = MapSplit(context.run, f"clean:{name}", folder, base, WriteCuts(work, name, find, struct.type))
     records = context.run_splits(f"clean {name}", splits, beam.ParDo(step))
     if not store.is_remote(work.scratch):
         shutil.rmtree(work.scratch, ignore_errors=True)
@@ -164,26 +166,29 @@ def _chosen(tables: Tables, split: Split, where: str) -> Iterator[tuple[pa.Recor
 class WriteCuts:
     """Split -> spans of its documents. What is left blank by all cuts up to these is cut whole."""
 
-    def __init__(self, work: _Work, name: str, find: Any) -> None:
-        self.tables, self.where, self.name, self.find = work.tables, work.where, name, find
+    def __init__(self, work: _Work, name: str, find: Any, kind: pa.StructType) -> None:
+        self.tables, self.where, self.name, self.find, self.kind = work.tables, work.where, name, find, kind
         self.numbers = {(s.source, s.name): n for n, s in enumerate(work.splits)}
         self.earlier = [work.tables.structs[name].folder for name in work.tables.cuts]
 
     def __call__(self, split: Split) -> tuple[pa.Table, Record]:
-        schema = pa.schema([("row", pa.int64()), ("id", pa.large_string()), (self.name, CUTS)])
-        find: Callable[[Batch], Cuts] = self.find.of(self.numbers[split.source, split.name])
+        schema = pa.schema([("row", pa.int64()), ("id", pa.large_string()), (self.name, self.kind)])
+        find: Callable[[Batch], Cuts | Told] = self.find.of(self.numbers[split.source, split.name])
         earlier = Spans(self.tables.run, split, self.earlier)
-        made, total = [], 0
+        made, total, told = [], 0, Counter[str]()
         for documents, counts in _chosen(self.tables, split, self.where):
             total += documents.num_rows
             batch = Batch(documents, text=self.tables.text)
-            found = find(Batch(documents.filter(pa.array(counts)), text=self.tables.text))
-            cuts = _whole(batch, _spread(found, counts), earlier.take(documents))
-            made.append(pa.record_batch([documents.column("row"), documents.column("id"), _struct(cuts)], schema))
+            said = find(Batch(documents.filter(pa.array(counts)), text=self.tables.text))
+            found = said if isinstance(said, Told) else Told(said)
+            told.update(found.counted.to_pylist() if found.counted is not None else ())
+            cuts = _whole(batch, _spread(found.cuts, counts), earlier.take(documents))
+            struct = _struct(cuts, self.kind, [_placed(column, counts) for column in found.columns])
+            made.append(pa.record_batch([documents.column("row"), documents.column("id"), struct], schema))
         table = pa.Table.from_batches(made, schema)
         column = table.column(self.name).combine_chunks()
         touched = int(np.count_nonzero(np.diff(column.field("spans").offsets.to_numpy())))
-        repaired = {"cut": touched} if touched else {}
+        repaired = ({"cut": touched} if touched else {}) | dict(sorted(told.items()))
         detail = {"removed": int(column.field("removed").to_numpy().sum())}
         return table, Record.of("", split, total, table.num_rows, repaired=repaired, detail=detail)
 
@@ -212,9 +217,20 @@ def _removed(cuts: Cuts) -> np.ndarray:
     return sums[cuts.offsets[1:]] - sums[cuts.offsets[:-1]]
 
 
-def _struct(cuts: Cuts) -> pa.StructArray:
+def cut_type(method: Lines | Substring | Local) -> pa.StructType:
+    """Type of a method's column: its cuts, and what else it says of a document."""
+    return pa.struct([*CUTS, *(method.fields if isinstance(method, Local) else ())])
+
+
+def _struct(cuts: Cuts, kind: pa.StructType, columns: Sequence[pa.Array]) -> pa.StructArray:
     spans = cuts.arrow().cast(CUTS[0].type)
-    return pa.StructArray.from_arrays([spans, pa.array(_removed(cuts))], fields=list(CUTS))
+    return pa.StructArray.from_arrays([spans, pa.array(_removed(cuts)), *columns], fields=list(kind))
+
+
+def _placed(column: pa.Array, counts: np.ndarray) -> pa.Array:
+    """Values of the documents that count among all documents; null for the others."""
+    places = np.cumsum(counts) - 1
+    return column.take(pa.array(places, mask=~counts))
 
 
 @dataclass(frozen=True)

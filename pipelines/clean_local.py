@@ -6,9 +6,10 @@ and `transforms.pii` (150 MB/s). All documents are cleaned, also those that a de
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from scorers.pii import PII, known_region
@@ -18,14 +19,26 @@ from transforms.cut import Cuts
 from transforms.pii import KINDS, Kind, find, masks
 
 
+class Told(NamedTuple):
+    """Cuts, and what else a method says of each document: its columns, and names that the ledger counts."""
+
+    cuts: Cuts
+    columns: tuple[pa.Array, ...] = ()
+    counted: pa.Array | None = None
+
+
 class Local(BaseModel):
-    """`where`: SQL; the documents that are cleaned, all unless given. `package`: what must be installed."""
+    """`where`: SQL; the documents that are cleaned, all unless given. `package`: what must be installed.
+
+    `fields`: columns that the method adds to those of its cuts.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     package: ClassVar[str | None] = None
+    fields: ClassVar[tuple[pa.Field, ...]] = ()
     where: str | None = None
 
-    def cuts(self, batch: Batch) -> Cuts:
+    def cuts(self, batch: Batch) -> Cuts | Told:
         """What goes from each document, and what stands in its place."""
         raise NotImplementedError
 

@@ -214,6 +214,90 @@ def train(
     _guarded(lambda: _step(data, "train", {}, folder, options, workers), as_json)
 
 
+@app.command()
+def prune(
+    method: Annotated[
+        str, typer.Argument(help="q_tuning, sstoken, excess_loss, critical_tokens, key_tokens or adverse_turns.")
+    ],
+    mixture: Annotated[Path, typer.Argument(metavar="MIXTURE", help="A mixture folder, as RUN/mixtures/NAME.")],
+    settings: Annotated[
+        Named, typer.Option("--set", help="KEY=VALUE of the method, as model=FOLDER; also format.kind=…; repeatable.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Folder under MIXTURE/weights; METHOD by default.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, or as cuda.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Decide which tokens of a mixture to learn and how much each counts: weights that training reads."""
+
+    def decide() -> dict[str, Any]:
+        from pipelines import prune
+
+        card = prune.prune(mixture, method, settings or [], name or method, device)
+        prune.show(card)
+        return card
+
+    _guarded(decide, as_json)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, or a finished run of the trainer.")],
+    mixture: Annotated[Path | None, typer.Option(help="Folder of a mixture: loss per source.")] = None,
+    tasks: Annotated[list[Path] | None, typer.Option(help="Parquet file of a task; may be repeated.")] = None,
+    harness: Annotated[Named, typer.Option(help="Task of lm-evaluation-harness, or its YAML; may be repeated.")] = None,
+    row_length: Annotated[
+        int | None, typer.Option(help="Tokens read at once; what the model was made for (2048 at most) by default.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, or as cuda.")] = "cpu",
+    kind: Annotated[str | None, typer.Option("--format", help="text, prompt_completion or messages.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the losses and items, one by one, as Parquet.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a model: held-out loss per source, tasks from files, or the evaluation harness."""
+
+    def measure() -> dict[str, Any]:
+        from pipelines import evaluate
+
+        found = evaluate.evaluate(model, mixture, tasks or [], harness or [], row_length, device, out, kind)
+        evaluate.show(found)
+        return found
+
+    _guarded(measure, as_json)
+
+
+@app.command()
+def ablate(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a bundled one.")],
+    options: Options = None,
+    mixtures: Annotated[str | None, typer.Option(help="Candidates, as a,b,c; all of the recipe by default.")] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="Tokens to train each on, as 300k; train.config.tokens, or the smallest pass.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="As 0,1,2; the recipe's by default.")] = None,
+    folder: Folder = None,
+    workers: Workers = 1,
+    as_json: Json = False,
+) -> None:
+    """Train candidate mixtures on equal budgets and compare all pairs: which differences are real?"""
+    asked = (mixtures, tokens, seeds)
+    _guarded(lambda: _ablate(recipe, options or [], asked, folder, workers), as_json)
+
+
+def _ablate(path: str, options: list[str], asked: Any, folder: str | None, workers: int) -> dict[str, Any]:
+    from pipelines import ablate, summary
+    from pipelines.recipe import load
+    from pipelines.report import write_report
+
+    recipe = load(path)
+    job, found = ablate.ablate(recipe, folder or f"runs/{recipe.name}", options, workers, *ablate.asked(*asked))
+    result = _finish(recipe, summary.summarise(job), summary)
+    if found is None:
+        return result
+    ablate.show(found)
+    result["report"] = write_report(job.folder)
+    return {**result, "ablation": found}
+
+
 def _step(
     data: str, step: str, parts: dict[str, Any], folder: str | None, options: list[str] | None, workers: int
 ) -> dict[str, Any]:
@@ -276,6 +360,27 @@ def estimate(
         return result
 
     _guarded(ask, as_json)
+
+
+@app.command()
+def merge(
+    out: Annotated[str, typer.Argument(help="Folder of the merged model; must not be there yet.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL…", help="Model folders; MODEL:LAMBDA with --add.")],
+    average: Annotated[bool, typer.Option("--average", help="Average the models.")] = False,
+    weights: Annotated[str | None, typer.Option(help="Of the average, as 2,1,1; equal by default.")] = None,
+    base: Annotated[str | None, typer.Option(help="Model that the others came from.")] = None,
+    add: Annotated[bool, typer.Option("--add", help="Add LAMBDA times (MODEL - BASE) of each to the base.")] = False,
+    density: Annotated[
+        float | None, typer.Option(help="TIES: of each difference keep this share, and of these the common sign.")
+    ] = None,
+    drop: Annotated[float | None, typer.Option(help="DARE: of each difference drop this share at random.")] = None,
+    seed: Annotated[int, typer.Option(help="Of what DARE drops.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Merge model folders: an average, or a base with what fine-tuned models learned added to it."""
+    from pipelines import merge as command
+
+    _guarded(lambda: command.run(out, models, average, weights, base, add, density, drop, seed), as_json)
 
 
 @app.command("sample-corpus")

@@ -17,26 +17,29 @@ from pydantic import BaseModel, ValidationError
 
 import scorers
 from pipelines import store
-from pipelines.clean import Lines, Substring
+from pipelines.clean import Lines, Substring, cut_type
 from pipelines.clean_local import C4Lines, MaskPII
-from pipelines.cuts import CUTS
+from pipelines.clean_prox import Prox
 from pipelines.dedupe import FLAGS, Exact
-from pipelines.mix import Mixture
 from pipelines.near import Near
 from pipelines.recipe import CLEANING, MODELS, Recipe, RecipeError, explain, nearest
 from pipelines.score import Column
 from pipelines.select import SELECTION
 from pipelines.semantic import Semantic
 from pipelines.shards import Shard, plain_type, type_of, type_text
+from pipelines.shares import Mixture, Part
 from pipelines.tables import Holdout, Struct, Tables
 from sql.expressions import Expression, ExpressionError, is_number
 from trainers import fits
 from trainers.fits import Fit
+from trainers.tasks import Tasks
+from transforms.conversations import is_conversation
 
 METHODS: dict[str, Any] = {"exact": Exact, "minhash": Near, "semantic": Semantic}
-CLEAN: dict[str, Any] = {"lines": Lines, "substring": Substring, "c4": C4Lines, "pii": MaskPII}
+CLEAN: dict[str, Any] = {"lines": Lines, "substring": Substring, "c4": C4Lines, "pii": MaskPII, "prox": Prox}
 EXTRAS = {
     "fasttext": "fasttext",
+    "lightgbm": "refiner",
     "phonenumbers": "pii",
     "publicsuffixlist": "url",
     "py3langid": "language",
@@ -61,7 +64,7 @@ class Plan:
         self.given = given
         self.fitted = {name for name, parameters in given.items() if any(_is_fit(v) for v in parameters.values())}
         self.methods = {name: _made(f"dedupe.{name}", METHODS[name], given) for name, given in recipe.dedupe.items()}
-        self.cleaning = {name: _cleaning(name, recipe.clean[name]) for name in CLEANING if name in recipe.clean}
+        self.cleaning = {name: self._cleaning(name) for name in CLEANING if name in recipe.clean}
         if self.cleaning and recipe.tokenizer:
             self.fitted.add("tokens")  # counted when the text is what mixtures will hold
         self.mixtures = {name: _made(f"mix.{name}", Mixture, parameters) for name, parameters in recipe.mix.items()}
@@ -76,6 +79,7 @@ class Plan:
                 if source not in recipe.sources:
                     raise RecipeError(f"train.target: no source {source!r}{nearest(source, recipe.sources)}")
             _require("train", "torch")
+            _made("train", Tasks, {"tasks": recipe.train.tasks})
             if recipe.tokenizer and not _is_fit(recipe.tokenizer):
                 _check_tokenizer(recipe.tokenizer)
             if recipe.train.config:  # importing torch takes seconds
@@ -99,10 +103,25 @@ class Plan:
     def _check_fitted(self, name: str) -> None:
         kind, parameters = self._parameters(name)
         _require(f"score.{name}", scorers.find(kind).package)
-        fields = scorers.find(kind).model_fields
-        for key in parameters:
-            if key not in fields:
-                raise RecipeError(f"score.{name}.{key}: no such key{nearest(key, fields)}")
+        _check_keys(f"score.{name}", parameters, scorers.find(kind))
+
+    def _cleaning(self, name: str) -> Any:
+        """A method of clean; one that waits for a fit is not checked yet."""
+        _require(f"clean.{name}", getattr(CLEAN[name], "package", None))
+        given = self.recipe.clean[name]
+        if self.fits_before(name):
+            _check_keys(f"clean.{name}", given, CLEAN[name])
+            return CLEAN[name].model_construct(**given)
+        return _made(f"clean.{name}", CLEAN[name], given)
+
+    def fits_before(self, cleaning: str) -> list[str]:
+        """The fits whose models a method of clean reads."""
+        return [value.removeprefix(MODELS) for value in self.recipe.clean[cleaning].values() if _is_fit(value)]
+
+    def cleaning_method(self, name: str) -> Any:
+        """A method of clean whose models have been made by now."""
+        given = {key: self._model_path(value) for key, value in self.recipe.clean[name].items()}
+        return _made(f"clean.{name}", CLEAN[name], given) if self.fits_before(name) else self.cleaning[name]
 
     def fitted_columns(self) -> dict[str, Column]:
         """The columns whose models the fit steps have made by now."""
@@ -139,16 +158,20 @@ class Plan:
             _check(f"dedupe.{name}.prefer", method.prefer, first, is_number, "a number")
         known |= {name: Struct("", FLAGS, "") for name in self.methods}
         middle = self._with(shards, raw, known)
+        if self.cleaning and self.recipe.text in raw and is_conversation(type_of(raw[self.recipe.text])):
+            raise RecipeError(
+                f"clean: cuts spans out of texts, but column {self.recipe.text!r} holds conversations, which mixtures "
+                "carry as they are; give prompts and completions as columns of text, or leave out `clean`"
+            )
         for name, method in self.cleaning.items():
             if method.where:
                 _check(f"clean.{name}.where", method.where, middle)
-        known |= {name: Struct("", CUTS, "") for name in self.cleaning}
-        middle = self._with(shards, raw, known)
-        for name, made in self.fits.items():
-            for sample, wanted in made.samples().items():
-                _check(f"fit.{name}.{_field(made, sample)}", wanted.where, middle)
-                for column, text in wanted.columns.items():
-                    _check(f"fit.{name}.{column}", text, middle, lambda kind: True)
+            for fit in self.fits_before(name):
+                self._check_fit(fit, middle)
+            known |= {name: Struct("", cut_type(method), "")}
+            middle = self._with(shards, raw, known)
+        for name in self.fits:
+            self._check_fit(name, middle)
         for name in self.fitted:
             kind, parameters = self._parameters(name)
             scorer = scorers.find(kind).model_construct(**parameters)
@@ -161,8 +184,16 @@ class Plan:
             _check("holdout.where", self.recipe.holdout.where, late)
         last = self._with(shards, raw, known | {"selection": Struct("", SELECTION, "")})
         for name, mixture in self.mixtures.items():
-            _check(f"mix.{name}.where", mixture.where, last)
-            _check_weights(name, mixture, self.recipe.sources)
+            for part in mixture.parts(name):
+                _check(f"{part.field}.where", part.where, last)
+                _check_weights(part, self.recipe.sources)
+
+    def _check_fit(self, name: str, schema: pa.Schema) -> None:
+        made = self.fits[name]
+        for sample, wanted in made.samples().items():
+            _check(f"fit.{name}.{_field(made, sample)}", wanted.where, schema)
+            for column, text in wanted.columns.items():
+                _check(f"fit.{name}.{column}", text, schema, lambda kind: True)
 
     def _with(self, shards: list[Shard], raw: Mapping[str, str], structs: dict[str, Struct]) -> pa.Schema:
         return replace(self.tables(shards, raw), structs=structs).schema()
@@ -180,9 +211,11 @@ def _made(field: str, kind: type[BaseModel], parameters: dict[str, Any]) -> Any:
         raise RecipeError("\n".join(line.replace(".: ", ": ", 1) for line in lines)) from error
 
 
-def _cleaning(name: str, given: dict[str, Any]) -> Any:
-    _require(f"clean.{name}", getattr(CLEAN[name], "package", None))
-    return _made(f"clean.{name}", CLEAN[name], given)
+def _check_keys(field: str, given: Iterable[str], kind: type[BaseModel]) -> None:
+    """Raises RecipeError: a key is no parameter of what will be made once its model is there."""
+    for key in given:
+        if key not in kind.model_fields:
+            raise RecipeError(f"{field}.{key}: no such key{nearest(key, kind.model_fields)}")
 
 
 def _fit(field: str, given: dict[str, Any]) -> Fit:
@@ -244,11 +277,11 @@ def _check_needs(field: str, needs: Iterable[str], raw: Mapping[str, str]) -> No
             raise RecipeError(f"{field}: column {name!r} is {kind}; it reads text, numbers or dates") from None
 
 
-def _check_weights(name: str, mixture: Mixture, sources: Mapping[str, Any]) -> None:
-    if isinstance(mixture.weights, dict):
-        for source in mixture.weights:
+def _check_weights(part: Part, sources: Mapping[str, Any]) -> None:
+    if isinstance(part.weights, dict):
+        for source in part.weights:
             if source not in sources:
-                raise RecipeError(f"mix.{name}.weights: no source {source!r}{nearest(source, sources)}")
+                raise RecipeError(f"{part.field}.weights: no source {source!r}{nearest(source, sources)}")
 
 
 def _footers(shards: Iterable[Shard], all_of_them: bool) -> dict[str, str]:

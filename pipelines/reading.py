@@ -1,7 +1,8 @@
 """Reading a split: record batches of bounded bytes, and which of their rows are documents.
 
 Admission is a pure function of the shard and the recipe's policy, so no step writes the text again: every step that
-needs it reads the same documents with the same repairs. Batches take 16 MB whatever the lengths.
+needs it reads the same documents with the same repairs. Batches take 16 MB whatever the lengths. A text column may hold
+conversations: what is said in them is their text.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipelines import store
 from pipelines.shards import Split, is_text
+from transforms.conversations import contents, is_conversation
 from transforms.draws import mix64
 
 BATCH_BYTES = 16 << 20
@@ -73,10 +75,11 @@ def _tally(column: pa.Array, other_than: str) -> dict[str, int]:
 def read(split: Split, text: str, policy: Admission, columns: list[str] | None = None) -> Iterator[Read]:
     """Every row of a split in order, as batches of at most 16 MB (or one document) and 8,192 rows.
 
-    A column `row` of the shard's own is given as `row_original`.
+    A column `row` of the shard's own is given as `row_original`, and a text column of conversations, as it is, as
+    `<text>_original`.
 
     Args:
-        columns: those wanted besides id and text; None for all there are.
+        columns: those wanted besides id and text; None for all there are, and conversations as they are.
 
     Raises:
         CorruptSplitError: a page could not be read or decoded.
@@ -99,12 +102,21 @@ def _decoded(split: Split, text: str, columns: list[str] | None) -> Iterator[pa.
             wanted = None if columns is None else [c for c in dict.fromkeys(["id", text, *columns]) if c in present]
             for batch in parquet.iter_batches(batch_size=size, row_groups=groups, columns=wanted):
                 seen += batch.num_rows
-                yield batch
+                yield _said(batch, text, keep=columns is None)
     except (OSError, pa.ArrowException) as error:
         at = split.first_row + seen
         raise CorruptSplitError(f"{split.path}, rows from {at}: {type(error).__name__}: {error}") from error
     if seen != split.rows:
         raise CorruptSplitError(f"{split.path}: the footer promises {split.rows} rows, {seen} could be read")
+
+
+def _said(batch: pa.RecordBatch, text: str, keep: bool) -> pa.RecordBatch:
+    """The batch with the text of its conversations, if these stand where text should; `keep`: and with themselves."""
+    column = batch.column(text)
+    if not is_conversation(column.type):
+        return batch
+    batch = batch.set_column(batch.schema.get_field_index(text), text, contents(column))
+    return batch.append_column(f"{text}_original", column) if keep else batch
 
 
 def _bounded(batches: Iterable[pa.RecordBatch], text: str) -> Iterator[pa.RecordBatch]:

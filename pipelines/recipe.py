@@ -18,7 +18,7 @@ from trainers import fits
 
 MODELS = "fit:"  # `fit:name` as a path means the model that the recipe's fit step of that name makes
 METHODS = ("exact", "minhash", "semantic")  # of dedupe
-CLEANING = ("lines", "substring", "c4", "pii")  # methods of clean, in their order
+CLEANING = ("lines", "substring", "c4", "pii", "prox")  # methods of clean, in their order
 MIX = "mix"  # among the readers of a fit: mixtures, which take its weights
 HELDOUT = "heldout"  # the mixture of the documents held out
 FORMS = {  # of the parts of a recipe that are mappings
@@ -52,13 +52,17 @@ class HoldoutSpec(_Strict):
 
 
 class Training(_Strict):
-    """One model per mixture and seed, all with one `config` (see trainers.train), measured on held-out documents."""
+    """One model per mixture and seed, all with one `config` (see trainers.train), measured on held-out documents.
+
+    `tasks` are further measures, from files of items (see trainers.tasks).
+    """
 
     mixtures: list[str] = Field(min_length=1)
     seeds: list[int] = Field([0, 1, 2], min_length=1)
     target: list[str] | None = None
     processes: int = Field(1, ge=1, description="that train one model together, by torchrun")
     config: dict[str, Any] = {}
+    tasks: dict[str, dict[str, Any]] = {}
 
 
 class Recipe(_Strict):
@@ -148,6 +152,8 @@ class Recipe(_Strict):
         named: list[tuple[str, Any, str]] = [("tokenizer", self.tokenizer, "tokens")]
         for name, given in self.score.items():
             named += [(f"score.{name}.{key}", value, given.get("scorer", name)) for key, value in given.items()]
+        for name, given in self.clean.items():
+            named += [(f"clean.{name}.{key}", value, name) for key, value in given.items()]
         for name, given in self.mix.items():
             phases = given["phases"] if isinstance(given.get("phases"), list) else []
             for field, part in {name: given, **{f"{name}.phases.{k}": phase for k, phase in enumerate(phases)}}.items():
@@ -160,7 +166,8 @@ class Recipe(_Strict):
                 yield f"{field}: {value!r} is not under fit{nearest(fit, self.fit)}"
                 continue
             method = self.fit[fit].get("method", "")
-            known = method in fits.names() and (scorer == MIX or scorer in scorers.names())
+            readable = scorer == MIX or scorer in CLEANING or scorer in scorers.names()
+            known = method in fits.names() and readable
             if known and scorer not in (readers := fits.find(method).readers):
                 yield f"{field}: {value!r} makes a model for {' or '.join(readers)}, not for {scorer}"
 

@@ -55,6 +55,8 @@ def _sections(facts: Facts) -> list[Section | None]:
     thresholds = facts.thresholds()
     return [
         models.outcome(facts),
+        models.tasks(facts),
+        models.ablation(facts),
         parts.flow(facts),
         parts.scores(facts, thresholds),
         parts.selection(facts),

@@ -25,6 +25,7 @@ from pipelines.recipe import Recipe, parse
 from sql.expressions import Expression
 from sql.operators import LAST_DRAW, Cut
 from sql.views import connect
+from transforms.conversations import contents, is_conversation
 
 BINS = 60
 SAMPLES = 3  # on each side of a threshold
@@ -312,6 +313,8 @@ def _read_texts(path: str, group: int, rows: Iterable[int], text: str) -> dict[i
         return {}
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
+    if is_conversation(column.type):
+        column = pa.chunked_array([contents(chunk) for chunk in column.chunks], pa.large_binary())
     column = column.cast(pa.large_binary())
     # bytes first: a cut of 4 bytes per character holds SNIPPET characters and costs no more for a document of 100 MB
     raw = {row: column.slice(row, 1).combine_chunks()[0].as_buffer() for row in rows}

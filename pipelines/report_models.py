@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from html import escape
 
 from pipelines import report_charts as charts
@@ -38,7 +39,7 @@ def outcome(facts: Facts) -> Section | None:
     documents, seeds = facts.summary.get("heldout_documents"), max(map(len, single.values()), default=0)
     if documents:
         note = f"Lower is better. {documents:,} held-out documents that no mixture and no fit has seen, {seeds} seeds."
-        method = "Intervals: bootstrap over documents and seeds; differences are paired by both."
+        method = "Intervals: bootstrap over documents with the noise of the seeds; differences are paired by both."
         if target := facts.summary.get("heldout_sources"):
             method += f" Target: {escape(', '.join(target))}; the other sources stand in the table."
         parts.append(f'<p class="muted">{note} {method}</p>')
@@ -48,6 +49,61 @@ def outcome(facts: Facts) -> Section | None:
     parts.append(table(["difference", "nats per token", "95 % from", "to"], rows, caption))
     parts.append(_losses_by_source(facts, list(losses)))
     return Section("outcome", "Held-out loss", "".join(parts))
+
+
+def tasks(facts: Facts) -> Section | None:
+    """What the mixtures' models got on the recipe's tasks, and the differences from the last mixture."""
+    rows, differences = [], []
+    names: list[str] = []
+    for task, metrics in facts.summary.get("tasks", {}).items():
+        for metric, found in metrics.items():
+            names = list(found["mean"])
+            rows.append([task, metric, *(_spelled(v) for v in found["mean"].values())])
+            differences += [[task, metric, pair, _spelled(v)] for pair, v in found["difference"].items()]
+    if not rows:
+        return None
+    note = '<p class="muted">Mean over items and seeds, 95 % intervals; more is better.</p>'
+    body = note + table(["task", "measure", *names], rows)
+    caption = "Differences; above 0 the first is better"
+    return Section("tasks", "Tasks", body + table(["task", "measure", "difference", "95 %"], differences, caption))
+
+
+def ablation(facts: Facts) -> Section | None:
+    """Candidate mixtures at one budget: the losses, all pairs as a forest plot, and every measure."""
+    found = store.read_json(f"{facts.run}/ablation.json")
+    if not found:
+        return None
+    by, rows = found["ranking"]["by"], found["mixtures"]
+    said = "".join(f"<p><strong>{escape(line)}.</strong></p>" for line in found["summary"])
+    budget = f"{found['budget']:,} tokens for each mixture, seeds {', '.join(map(str, found['seeds']))}."
+    parts = [said, f'<p class="muted">{budget} {escape(found["method"])}</p>']
+    means = {name: _bounds(row["measures"][by]) for name, row in rows.items()}
+    unit = f"{by} (mean, 95 % interval; ticks: single seeds)"
+    parts.append(charts.embedded(charts.intervals("Candidates", unit, means, found["by_seed"])))
+    pairs = {f"{p['first']} - {p['second']}{', real' if p['real'] else ''}": _bounds(p) for p in found["pairs"][by]}
+    parts.append(charts.embedded(charts.intervals("All pairs", f"difference of {by}, 95 % interval", pairs, {})))
+    measured = [
+        [name, *(_spelled(row["measures"][name]) for row in rows.values())] for name in found["lower_is_better"]
+    ]
+    tokens = [["tokens trained on", *(row["tokens"] for row in rows.values())]]
+    passes = [["passes over the mixture", *(row["passes"] for row in rows.values())]]
+    parts.append(table(["measure", *rows], [*tokens, *passes, *measured], "Every measure, with 95 % intervals"))
+    listed = [
+        [name, f"{p['first']} - {p['second']}", _spelled(p), p["p_holm"], p["real"]]
+        for name, each in found["pairs"].items()
+        for p in each
+    ]
+    headers = ["measure", "difference", "95 %", "p, by Holm", "real"]
+    parts.append(table(headers, listed, "All pairs by every measure"))
+    return Section("ablation", "Ablation", "".join(parts))
+
+
+def _bounds(value: Mapping[str, float]) -> tuple[float, float, float]:
+    return value["mean"], value["low"], value["high"]
+
+
+def _spelled(value: Mapping[str, float]) -> str:
+    return f"{value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
 
 
 def _losses_by_seed(facts: Facts) -> dict[str, list[float]]:

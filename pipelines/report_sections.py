@@ -255,8 +255,11 @@ def mixtures(facts: Facts) -> Section | None:
             r["documents"],
             r["tokens"],
             r["asked"],
+            r["realised"],
             round(100 * r["weight"], 1),
             round(r["epochs"], 3),
+            r["effective_tokens"],
+            r["marginal"] and round(100 * r["marginal"], 1),
         ]
         for r in rows
     ]
@@ -268,15 +271,34 @@ def mixtures(facts: Facts) -> Section | None:
         "documents",
         "tokens on disk",
         "tokens per pass",
+        "read by the trainer",
         "share, %",
         "epochs",
+        "worth in new tokens",
+        "worth of one more, %",
     ]
-    note = "A pass takes documents as often as `epochs` says; repeats are not copied on disk."
+    note = (
+        "A pass takes documents as often as `epochs` says; repeats are not copied on disk. "
+        "What they are worth in tokens of new text is estimated by the law of arXiv 2305.16264."
+    )
     digests = table(
         ["mixture", "digest"],
         sorted({(r["mixture"], r["mixture_digest"]) for r in rows}, key=lambda r: names.index(r[0])),
     )
-    return Section("mixtures", "Mixtures", chart + table(headers, lines, note) + digests)
+    return Section("mixtures", "Mixtures", chart + table(headers, lines, note) + _phases(facts) + digests)
+
+
+def _phases(facts: Facts) -> str:
+    """What is asked of each source in each phase, and what the trainer reads, of mixtures that have several."""
+    if "phases" not in facts.views:
+        return ""
+    query = """
+        FROM phases SELECT mixture, phase, source, available, asked, realised, round(100 * weight, 1), round(epochs, 3),
+            effective_tokens, condition
+        WHERE mixture IN (FROM phases SELECT mixture WHERE phase > 0) ORDER BY mixture, phase, source"""
+    headers = ["mixture", "phase", "source", "eligible", "tokens", "read by the trainer", "share, %", "epochs so far"]
+    lines = [list(row.values()) for row in facts.rows(query)]
+    return table([*headers, "worth in new tokens", "condition"], lines, "Phases of a pass", long=["condition"])
 
 
 def samples(facts: Facts, thresholds: list[Threshold]) -> Section | None:

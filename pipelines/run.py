@@ -163,17 +163,24 @@ class Run:
 
     def clean(self) -> None:
         """Cut what repeats across documents out of them; all later steps read the text without it."""
-        for name, method in self.plan.cleaning.items():
+        for name in self.plan.cleaning:
+            for model in self.plan.fits_before(name):
+                self._fit(model, replace(self.tables, cuts=()))  # such a method reads texts as admitted
+            method = self.plan.cleaning_method(name)
             struct, _ = clean(self.context, self.tables, self.splits, name, method, list(self.plan.methods))
             structs = {**self.tables.structs, name: struct}
             self.tables = replace(self.tables, structs=structs, cuts=(*self.tables.cuts, name))
 
     def fit(self) -> None:
         """Fit models on seeded samples, then compute the columns that waited for them."""
-        for name, spec in self.plan.fits.items():
-            self.fits[name] = fit(self.context, self.tables, self.splits, name, spec, self.documents)
+        for name in self.plan.fits:
+            if name not in self.fits:
+                self._fit(name, self.tables)
         if self.plan.fitted:
             self.score(self.plan.fitted_columns())
+
+    def _fit(self, name: str, tables: Tables) -> None:
+        self.fits[name] = fit(self.context, tables, self.splits, name, self.plan.fits[name], self.documents)
 
     def select(self) -> None:
         conditions = self.recipe.select
@@ -185,16 +192,15 @@ class Run:
     def mix(self) -> None:
         """Every mixture of the recipe, and the held-out documents as one more."""
         tokenizer = self.plan.tokenizer()
-        wanted = {n: (m, f"({m.where}) AND NOT selection.holdout") for n, m in self.plan.mixtures.items()}
+        wanted = {name: (mixture, "NOT selection.holdout") for name, mixture in self.plan.mixtures.items()}
         if self.recipe.holdout:
-            from pipelines.mix import Mixture
+            from pipelines.shares import Mixture
 
-            where = f"selection.holdout AND ({self.recipe.holdout.where})"
-            wanted[HELDOUT] = (Mixture(where=where), where)
+            wanted[HELDOUT] = (Mixture(where=f"selection.holdout AND ({self.recipe.holdout.where})"), "true")
         digest = store.digest(self.recipe.model_dump(mode="json"))
-        for name, (mixture, where) in wanted.items():
+        for name, (mixture, also) in wanted.items():
             self.manifests[name] = mix(
-                self.context, self.tables, self.splits, name, mixture, where, self.documents, tokenizer, digest
+                self.context, self.tables, self.splits, name, mixture, also, self.documents, tokenizer, digest
             )
 
     def train(self) -> None:

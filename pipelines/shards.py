@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import store
+from transforms.conversations import is_conversation
 
 log = logging.getLogger("corpusmill")
 SPLIT_BYTES = 64 << 20
@@ -159,7 +160,8 @@ def check_columns(schema: pa.Schema, text: str) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"several columns are named {', '.join(map(repr, twice))}")
-    if not is_text(plain := plain_type(schema.field(text).type)):
+    plain = plain_type(schema.field(text).type)
+    if not (is_text(plain) or is_conversation(plain)):
         raise ValueError(f"column {text!r} is {plain}, not text")
     if "id" in names and not is_text(plain := plain_type(schema.field("id").type)):
         try:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
+from pydantic import BaseModel
 
 from pipelines.recipe import Recipe, RecipeError, load, parse
 from trainers import fits
@@ -100,17 +101,24 @@ def conditions(texts: Sequence[str]) -> dict[str, str]:
 
 
 def settings(method: str, texts: Sequence[str]) -> dict[str, Any]:
-    """`parameters.epoch=3` -> {"method": METHOD, "parameters": {"epoch": 3}}: the parameters of a fit, read as YAML.
-
-    What the fit wants as text, as SQL, is taken as it stands.
+    """`parameters.epoch=3` -> {"method": METHOD, "parameters": {"epoch": 3}}: the parameters of a fit.
 
     Raises:
         RecipeError: there is no such method, or a text is no KEY=VALUE.
     """
     try:
-        fields = fits.find(method).model_fields
+        model = fits.find(method)
     except LookupError as error:
         raise RecipeError(str(error)) from error
+    return {**assignments(texts, model), "method": method}
+
+
+def assignments(texts: Sequence[str], model: type[BaseModel]) -> dict[str, Any]:
+    """`parameters.epoch=3` -> {"parameters": {"epoch": 3}}: values for the fields of a model, read as YAML.
+
+    What a field wants as text, as SQL, is taken as it stands. Raises RecipeError: a text is no KEY=VALUE.
+    """
+    fields = model.model_fields
     result: dict[str, Any] = {}
     for text in texts:
         key, mark, value = text.partition("=")
@@ -124,7 +132,7 @@ def settings(method: str, texts: Sequence[str]) -> dict[str, Any]:
             if not isinstance(into, dict):
                 raise RecipeError(f"--set {text!r}: {name!r} was given a value before")
         into[names[-1]] = value.strip() if str in (wanted, *get_args(wanted)) else _yaml(value, f"--set {text!r}")
-    return {**result, "method": method}
+    return result
 
 
 def _yaml(text: str, where: str) -> Any:

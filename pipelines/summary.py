@@ -38,7 +38,7 @@ def summarise(job: Run) -> dict[str, Any]:
             name: {
                 "digest": m["digest"],
                 "tokens": m["tokens"],
-                "epochs": {s: v["epochs"] for s, v in m["sources"].items()},
+                **{k: {s: v[k] for s, v in m["sources"].items()} for k in ("epochs", "effective_tokens", "marginal")},
             }
             for name, m in job.manifests.items()
         },
@@ -164,6 +164,18 @@ def _loss_table(summary: dict[str, Any]) -> Any:
     return table
 
 
+def _task_table(tasks: dict[str, Any]) -> Any:
+    """Each measure of each task: the mixtures, then the differences from the last one."""
+    from rich.table import Table
+
+    table = Table("task", "measure", "mixture, or difference", "mean", "95 % interval", title="Tasks; more is better")
+    for task, metrics in tasks.items():
+        for metric, found in metrics.items():
+            for name, value in {**found["mean"], **found["difference"]}.items():
+                table.add_row(task, metric, name, f"{value['mean']:.4f}", f"{value['low']:.4f} to {value['high']:.4f}")
+    return table
+
+
 def show(summary: dict[str, Any]) -> None:
     """Print the ledger, the tokens by source, the held-out losses and where the report is."""
     from rich.console import Console
@@ -188,5 +200,7 @@ def show(summary: dict[str, Any]) -> None:
         console.print(_loss_table(summary))
         for line in verdict(summary["heldout_difference"]):
             console.print(line)
+    if "tasks" in summary:
+        console.print(_task_table(summary["tasks"]))
     if "report" in summary:
         console.print(f"report: {summary['report']}")

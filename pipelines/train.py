@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from pipelines import engine, progress, store
 from pipelines.code import code_digest
+from pipelines.measures import Folders, Heldout, against, task_measures
 from pipelines.recipe import Training
 from pipelines.steps import Context
-
-RESAMPLES = 2000
+from trainers.tasks import Tasks
 
 
 class TrainingError(RuntimeError):
@@ -79,14 +78,49 @@ def train(context: Context, spec: Training, manifests: Mapping[str, Any], heldou
     A finished run of the same mixture, held-out set, config and trainer is kept; a killed one goes on
     from its checkpoint.
     """
-    started = time.perf_counter()
     jobs = _jobs(context.run, spec, manifests, heldout)
-    with progress.shown({job.name: job.progress for job in jobs}), ThreadPoolExecutor(min(_cores(), len(jobs))) as pool:
-        results = list(pool.map(Job.run, jobs))
-    context.seconds["train"] = time.perf_counter() - started
+    results = train_all(context, jobs, spec.tasks)
     told = ("steps", "tokens", "loss", "seconds", "tokens_per_second", "data_wait", "parameters")
     training = {job.name: {k: result[k] for k in told} for job, result in zip(jobs, results, strict=True)}
-    return {"training": training} | (compare(context.run, spec) if heldout else {})
+    compared = compare(context.run, spec) if heldout else {}
+    return {"training": training} | compared | (compare_tasks(context.run, spec) if spec.tasks else {})
+
+
+def train_all(context: Context, jobs: list[Job], tasks: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Run the jobs, as many side by side as there are cores, and evaluate each model on the tasks; their results."""
+    started = time.perf_counter()
+
+    def run(job: Job) -> dict[str, Any]:
+        result = job.run()
+        if tasks:
+            _evaluate(job, tasks)
+        return result
+
+    with progress.shown({job.name: job.progress for job in jobs}), ThreadPoolExecutor(min(_cores(), len(jobs))) as pool:
+        results = list(pool.map(run, jobs))
+    context.seconds["train"] = time.perf_counter() - started
+    return results
+
+
+def _evaluate(job: Job, tasks: Mapping[str, Any]) -> None:
+    """Write tasks.json and tasks/ beside a finished model, in a process of its own, unless they are current.
+
+    What the model is asked is no part of its own key: another task does not train it again.
+    """
+    checked = Tasks.model_validate({"tasks": tasks})
+    key = store.digest(job.key, store.content(checked), code_digest("trainers.tasks"))
+    if (store.read_json(f"{job.out}/tasks.json") or {}).get("key") == key:
+        return
+    shutil.rmtree(job.out / "tasks", ignore_errors=True)
+    given = {"model": f"{job.out}/model", "out": str(job.out), "key": key, "config": job.arguments["config"]}
+    store.write_json(f"{job.out}/tasks_job.json", {**checked.model_dump(mode="json"), **given})
+    command = [sys.executable, "-m", "trainers.tasks", f"{job.out}/tasks_job.json"]
+    environment = {**os.environ, "PYTHONPATH": engine.import_path()}
+    process = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if process.returncode:
+        words = process.stderr.strip().splitlines() or ["no output"]
+        text = f"evaluating {job.name} on its tasks ended with exit code {process.returncode}: {words[-1]}"
+        raise TrainingError(text, process.returncode)
 
 
 def _jobs(run: str, spec: Training, manifests: Mapping[str, Any], heldout: str | None) -> list[Job]:
@@ -100,9 +134,12 @@ def _jobs(run: str, spec: Training, manifests: Mapping[str, Any], heldout: str |
         config = {"threads": threads} | spec.config | {"seed": seed}
         start = _start(spec.config["start"], seed) if spec.config.get("start") else {}
         decisive = {k: v for k, v in config.items() if k != "threads"} | start
+        read = [_contents({k: v for k, v in spec.config.items() if k != "start"})]
+        if "format" in spec.config:  # it reads more columns than the manifest's digest knows
+            read += [f["digest"] for source in manifests[mixture]["sources"].values() for f in source["files"]]
         config |= {"start": start["start"]} if start else {}
         end = store.folder_digest(f"{run}/mixtures/{mixture}/tokenizer")  # its config names the end token
-        key = store.digest(manifests[mixture]["digest"], end, held, decisive, code)
+        key = store.digest(manifests[mixture]["digest"], end, held, decisive, read, code)
         arguments = {"config": config, "mixture": f"{run}/mixtures/{mixture}", "out": str(out), "heldout": heldout}
         jobs.append(Job(f"{mixture} seed {seed}", out, key, arguments, spec.processes))
     return jobs
@@ -119,76 +156,64 @@ def _start(given: Any, seed: int) -> dict[str, str]:
     return {"start": str(folder), "digest": digest}
 
 
+def _contents(value: Any) -> list[str]:
+    """Digests of the folders that a config names, as those of teachers and of token weights."""
+    if isinstance(value, Mapping):
+        return [digest for _, held in sorted(value.items()) for digest in _contents(held)]
+    return [store.folder_digest(value)] if isinstance(value, str) and Path(value).is_dir() else []
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@dataclass(frozen=True)
-class Losses:
-    """Losses of one mixture's models on the held-out documents, in the order of (source, shard, row)."""
-
-    nats: np.ndarray  # float [seeds, documents]
-    tokens: np.ndarray  # int [documents]
-    source: np.ndarray  # str [documents]
-
-    @classmethod
-    def read(cls, run: str, mixture: str, seeds: list[int]) -> Losses:
-        paths = [f"{run}/training/{mixture}/seed{seed}/evaluation.parquet" for seed in seeds]
-        order = [(name, "ascending") for name in ("source", "shard", "row")]
-        tables = [pq.read_table(path).sort_by(order) for path in paths]
-        nats = np.stack([table["nats"].to_numpy() for table in tables])
-        return cls(nats, tables[0]["tokens"].to_numpy(), tables[0]["source"].to_numpy())
-
-    def of(self, sources: list[str]) -> Losses:
-        mine = np.isin(self.source, sources)
-        return Losses(self.nats[:, mine], self.tokens[mine], self.source[mine])
-
-    def mean(self) -> float:
-        """Nats per token, over all seeds."""
-        return float(self.nats.mean(axis=0).sum() / self.tokens.sum())
-
-    def drawn(self, picks: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        """The same for each resample of (seeds, documents)."""
-        return np.array([self.nats[seeds][:, d].mean(axis=0).sum() / self.tokens[d].sum() for seeds, d in picks])
 
 
 def compare(run: str, spec: Training) -> dict[str, Any]:
     """Held-out loss of each mixture in nats per token, and of each against the last one named, with 95 % intervals.
 
-    Bootstrap over held-out documents and over seeds (both resampled, percentile interval), paired by document and seed
-    for differences: it tells whether another held-out draw or another seed would have said the same.
+    Intervals and differences are paired by document and seed (see pipelines/comparison.py): they tell whether another
+    held-out draw or another seed would have said the same.
 
     Raises:
         TrainingError: no held-out document is of a target source.
     """
-    everything = {name: Losses.read(run, name, spec.seeds) for name in spec.mixtures}
-    sources = sorted(set(everything[spec.mixtures[0]].source))
-    target = [source for source in sources if spec.target is None or source in spec.target]
-    if not target:
-        raise TrainingError(f"train.target: no held-out document is of {spec.target}; they are of {sources}", 2)
-    losses = {name: each.of(target) for name, each in everything.items()}
-    documents, seeds = len(losses[spec.mixtures[0]].tokens), len(spec.seeds)
-    generator = np.random.default_rng(0)
-    picks = [
-        (generator.integers(seeds, size=seeds), generator.integers(documents, size=documents)) for _ in range(RESAMPLES)
-    ]
-    drawn = {name: each.drawn(picks) for name, each in losses.items()}
-    base = spec.mixtures[-1]
+    heldout = Heldout.read(folders(run, spec))
+    target = target_of(heldout, spec.target)
+    found = against(heldout.of(target), spec.mixtures[-1])
     return {
-        "heldout_loss": {name: _interval(each.mean(), drawn[name]) for name, each in losses.items()},
-        "heldout_difference": {
-            f"{name} - {base}": _interval(losses[name].mean() - losses[base].mean(), drawn[name] - drawn[base])
-            for name in spec.mixtures[:-1]
-        },
-        "heldout_documents": documents,
+        "heldout_loss": found["mean"],
+        "heldout_difference": found["difference"],
+        "heldout_documents": int(np.isin(heldout.source, target).sum()),
         "heldout_sources": target,
-        "heldout_by_source": {s: {n: each.of([s]).mean() for n, each in everything.items()} for s in sources},
+        "heldout_by_source": {
+            s: {name: float(measure.by_seed.mean()) for name, measure in heldout.of([s]).items()}
+            for s in heldout.sources
+        },
     }
 
 
-def _interval(mean: float, drawn: np.ndarray) -> dict[str, float]:
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return {"mean": mean, "low": float(low), "high": float(high)}
+def compare_tasks(run: str, spec: Training) -> dict[str, Any]:
+    """The same for the recipe's tasks: {"tasks": {task: {metric: {"mean": …, "difference": …}}}}."""
+    measured = task_measures(folders(run, spec), list(spec.tasks))
+    base = spec.mixtures[-1]
+    return {
+        "tasks": {
+            task: {metric: against(measures, base) for metric, measures in metrics.items()}
+            for task, metrics in measured.items()
+        }
+    }
+
+
+def folders(run: str, spec: Training) -> Folders:
+    """Where the models of each mixture are."""
+    return {m: [Path(run) / "training" / m / f"seed{seed}" for seed in spec.seeds] for m in spec.mixtures}
+
+
+def target_of(heldout: Heldout, target: list[str] | None) -> list[str]:
+    """The held-out sources that a recipe's target names; all of them where it names none. Raises TrainingError."""
+    found = [source for source in heldout.sources if target is None or source in target]
+    if not found:
+        raise TrainingError(f"train.target: no held-out document is of {target}; they are of {heldout.sources}", 2)
+    return found
 
 
 def verdict(differences: Mapping[str, Mapping[str, float]]) -> list[str]:

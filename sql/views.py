@@ -1,4 +1,5 @@
-"""A run folder as DuckDB views: documents, index, shards, ledger, mixture, mixtures, training, evaluation, losses.
+"""A run folder as DuckDB views: documents, index, shards, ledger, mixture, mixtures, phases, training, evaluation,
+losses.
 
 Views are defined in the `.sql` files beside this module; here the paths of the run are put in. Only files of the
 current recipe and shards are read. Joins stream: the text is never a side that is held in memory, and columns that a
@@ -25,6 +26,8 @@ import pyarrow.parquet as pq
 import yaml
 
 from sql.operators import GUMBEL, group_key
+from sql.repair import repaired
+from transforms.conversations import is_conversation
 from transforms.draws import below, draws, seeded
 
 log = logging.getLogger("corpusmill")
@@ -64,10 +67,18 @@ MIXTURES = pa.schema(
     | {
         "available": pa.int64(),
         "asked": pa.int64(),
+        "realised": pa.int64(),  # what a pass of the trainer gives; null before it has begun
         "epochs": pa.float64(),
-        "phase": pa.int64(),
+        "effective_tokens": pa.int64(),
+        "marginal": pa.float64(),
         "mixture_digest": pa.string(),
     }
+)
+PHASES = pa.schema(
+    {"mixture": pa.string(), "phase": pa.int64(), "source": pa.string(), "condition": pa.string()}
+    | {"weight": pa.float64()}
+    | dict.fromkeys(("available", "asked", "realised"), pa.int64())
+    | {"epochs": pa.float64(), "effective_tokens": pa.int64()}
 )
 MEASURES = [f"{unit}{end}" for unit in ("nats_per_token", "bits_per_byte") for end in ("", "_low", "_high")]
 EVALUATION = pa.schema(
@@ -265,18 +276,7 @@ def _views(connection: duckdb.DuckDBPyConnection, folder: Folder, spill: Path) -
 def _tables(connection: duckdb.DuckDBPyConnection, folder: Folder) -> None:
     """What is small and lies in JSON becomes tables: shards, mixtures, evaluation."""
     _create_table(connection, "shards", SHARDS, [_shard(n, s) for n, s in enumerate(folder.shards)])
-    rows = [
-        {
-            "mixture": name,
-            "source": source,
-            "mixture_digest": manifest["digest"],
-            **{k: v for k, v in part.items() if k in MIXTURES.names},
-        }
-        for name, manifest in folder.manifests().items()
-        for source, part in manifest["sources"].items()
-    ]
-    if rows:
-        _create_table(connection, "mixtures", MIXTURES, rows)
+    _mixtures(connection, folder)
     found = [(m, s, path / "evaluation.json") for m, s, path in folder.trainings()]
     rows = [
         row
@@ -286,6 +286,36 @@ def _tables(connection: duckdb.DuckDBPyConnection, folder: Folder) -> None:
     ]
     if rows:
         _create_table(connection, "evaluation", EVALUATION, rows)
+
+
+def _mixtures(connection: duckdb.DuckDBPyConnection, folder: Folder) -> None:
+    """The manifests as tables: mixtures by source, and phases by source, with what trainers were found to read."""
+    whole, parts = [], []
+    for name, manifest in folder.manifests().items():
+        found = _realised(folder, name, manifest)
+        for source, part in manifest["sources"].items():
+            told = [phase[source] for phase in found if source in phase]
+            known = {k: v for k, v in part.items() if k in MIXTURES.names}
+            row = {"mixture": name, "source": source, "mixture_digest": manifest["digest"], **known}
+            whole.append({**row, "realised": sum(told) if told else None})
+        for k, phase in enumerate(manifest.get("phases", ())):
+            for source, part in phase["sources"].items():
+                row = {"mixture": name, "phase": k, "source": source, "condition": phase["where"], **part}
+                parts.append({**row, "realised": found[k].get(source) if found else None})
+    for table, schema, rows in (("mixtures", MIXTURES, whole), ("phases", PHASES, parts)):
+        if rows:
+            _create_table(connection, table, schema, rows)
+
+
+def _realised(folder: Folder, mixture: str, manifest: Mapping[str, Any]) -> list[dict[str, int]]:
+    """Tokens by source in each phase of a pass, of a trainer that was given this mixture; [] where none was."""
+    asked = [{s: part["asked"] for s, part in phase["sources"].items()} for phase in manifest.get("phases", ())]
+    for name, _, path in folder.trainings():
+        if name == mixture and (path / "data.json").is_file():
+            told = json.loads((path / "data.json").read_text()).get("phases", ())
+            if [{s: part["asked"] for s, part in phase["sources"].items()} for phase in told] == asked:
+                return [{s: part["tokens"] for s, part in phase["sources"].items()} for phase in told]
+    return []
 
 
 def _shard(number: int, shard: Mapping[str, Any]) -> dict[str, Any]:
@@ -309,7 +339,7 @@ def _evaluations(mixture: str, seed: int, evaluation: Mapping[str, Any]) -> Iter
             **{k: v for k, v in entry.items() if k in EVALUATION.names},
         }
         for unit in ("nats_per_token", "bits_per_byte"):
-            row[f"{unit}_low"], row[f"{unit}_high"] = entry[f"{unit}_interval"]
+            row[f"{unit}_low"], row[f"{unit}_high"] = entry.get(f"{unit}_interval", (None, None))
         yield row
 
 
@@ -386,11 +416,24 @@ def _operators(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def _text(folder: Folder) -> str:
-    """The text as admitted: binary columns decoded, NULs removed (invalid UTF-8 is repaired by `_readable`)."""
+    """The text as admitted: what is said in conversations (whose types stand in hexadecimal), binary columns decoded,
+    NULs removed (invalid UTF-8 is repaired by `_readable`).
+    """
     kinds = {kind for s in folder.shards if not s["cause"] for n, kind in s["columns"] if n == folder.text}
     column = f"raw.{_name(folder.text)}"
-    text = f"decode({column}, 'replace')" if any("binary" in kind for kind in kinds) else column
+    if kinds and all(_of_conversations(kind) for kind in kinds):
+        text = f"array_to_string([turn.content FOR turn IN {column}], chr(10) || chr(10))"
+    else:
+        text = f"decode({column}, 'replace')" if any("binary" in kind for kind in kinds) else column
     return f"CASE WHEN i.repaired LIKE '%nul' THEN replace({text}, chr(0), '') ELSE {text} END AS {_name(folder.text)}"
+
+
+def _of_conversations(kind: str) -> bool:
+    """Whether a type of shards.json, where nested ones are serialized schemas, is one of conversations."""
+    try:
+        return is_conversation(pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(kind))).field(0).type)
+    except ValueError:  # a name
+        return False
 
 
 def _readable(folder: Folder, spill: Path) -> dict[int, str]:
@@ -408,26 +451,13 @@ def _readable(folder: Folder, spill: Path) -> dict[int, str]:
     ).to_pylist()
     broken = {(r["source"], r["shard"]) for r in ledger if any("invalid_utf8" in reason for reason, _ in r["repaired"])}
     return {
-        n: _repaired(p, folder.text, spill / f"{n}.parquet") if _place(folder.shards[n]) in broken else p
+        n: repaired(p, folder.text, spill / f"{n}.parquet") if _place(folder.shards[n]) in broken else p
         for n, p in wanted.items()
     }
 
 
 def _place(shard: Mapping[str, Any]) -> tuple[str, str]:
     return shard["source"], shard["name"]
-
-
-def _repaired(path: str, text: str, copy: Path) -> str:
-    """A copy of a shard whose text has U+FFFD for invalid bytes, in batches; rare, so it may go value by value."""
-    source = pq.ParquetFile(path)
-    at = source.schema_arrow.get_field_index(text)
-    schema = source.schema_arrow.set(at, pa.field(text, pa.large_string()))
-    with pq.ParquetWriter(copy, schema, compression="zstd") as sink:
-        for batch in source.iter_batches(batch_size=1024):
-            values = batch.column(at).cast(pa.large_binary()).to_pylist()
-            fixed = pa.array([v if v is None else v.decode("utf-8", "replace") for v in values], pa.large_string())
-            sink.write_batch(batch.set_column(at, schema.field(at), fixed))
-    return str(copy)
 
 
 def _mixture_files(folder: Folder) -> dict[str, list[str]]:

@@ -12,12 +12,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from trainers.distributed import part_of, whole
@@ -32,6 +33,7 @@ class Tensors:
 
     parameters: dict[str, torch.Tensor]
     moments: dict[str, torch.Tensor]
+    more: dict[str, torch.Tensor] = field(default_factory=dict)  # what else a run has to find again
 
 
 def collect(module: torch.nn.Module, optimiser: torch.optim.Optimizer) -> Tensors:
@@ -53,6 +55,8 @@ def save(folder: Path, tensors: Tensors, state: dict[str, Any], keep: int = 2) -
     def write(work: Path) -> None:
         save_file(tensors.parameters, work / "model.safetensors")
         save_file(tensors.moments, work / "optimiser.safetensors")
+        if tensors.more:
+            save_file(tensors.more, work / "more.safetensors")
         digests = {path.name: file_digest(path) for path in sorted(work.iterdir())}
         (work / "state.json").write_text(json.dumps(state | {"files": digests, "packages": packages()}, indent=1))
 
@@ -75,18 +79,24 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
+def same_parameters(path: Path, module: torch.nn.Module) -> bool:
+    """Whether a checkpoint is of the parameters that the module trains, by names and shapes."""
+    with safe_open(path / "model.safetensors", "pt") as held:
+        there = {name: list(held.get_slice(name).get_shape()) for name in held.keys()}  # noqa: SIM118
+    return there == {name: list(p.shape) for name, p in module.named_parameters() if p.requires_grad}
+
+
 @torch.no_grad()
-def load(path: Path, module: torch.nn.Module, optimiser: torch.optim.Optimizer) -> None:
-    """Put the weights and the optimiser's moments of a checkpoint back, bit for bit.
+def load(path: Path, module: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Put the weights and the optimiser's moments of a checkpoint back, bit for bit; returns what else it holds.
 
     Raises:
         ValueError: it is of other parameters.
     """
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if not same_parameters(path, module):
+        raise ValueError(f"{path} is a checkpoint of other parameters than this model trains; remove it")
     weights = load_file(path / "model.safetensors")
-    if weights.keys() != parameters.keys() or any(weights[n].shape != p.shape for n, p in parameters.items()):
-        differing = sorted(weights.keys() ^ parameters.keys()) or ["shapes"]
-        raise ValueError(f"{path} is a checkpoint of another model: {', '.join(differing[:3])} differ")
     for name, parameter in parameters.items():
         parameter.copy_(part_of(weights[name], parameter))
     moments: dict[str, dict[str, torch.Tensor]] = {}
@@ -97,6 +107,7 @@ def load(path: Path, module: torch.nn.Module, optimiser: torch.optim.Optimizer) 
         optimiser.state[parameter] = {
             kind: tensor if kind == "step" else part_of(tensor, parameter) for kind, tensor in moments[name].items()
         }
+    return load_file(path / "more.safetensors") if (path / "more.safetensors").exists() else {}
 
 
 def of_run(start: Path | None) -> Path | None:

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from trainers.adapters import Adapter
+from trainers.average import Averaging
+from trainers.formats import Format
+from trainers.future_heads import FutureHeadsConfig
+from trainers.half import HalfFineTuning
+from trainers.masked_thought import MaskedThought
 from trainers.model import ModelConfig
+from trainers.objectives import CrossEntropy, Objective
+from trainers.reweigh import QTuning, SSToken
+from trainers.reweigh_dynamic import Dynamic
 from trainers.schedules import Schedule
 
-HOW = {"threads", "checkpoint_every", "part_tokens", "precision", "sharded", "compile", "tensorboard"}
+Reweigh = Annotated[Dynamic | QTuning | SSToken, Field(discriminator="method")]
+
+HOW = {"threads", "checkpoint_every", "part_tokens", "precision", "sharded", "compile", "tensorboard", "evaluate_every"}
 
 
 class TrainConfig(BaseModel):
@@ -25,13 +36,22 @@ class TrainConfig(BaseModel):
 
     model: ModelConfig = ModelConfig()  # size of a new model; not used with `start`
     start: Path | None = None  # model to go on from: a folder, or a run of the trainer, whose optimiser goes on too
+    format: Format = Format()  # what documents become and what of them is learned
+    objective: Objective = CrossEntropy()
+    future_heads: FutureHeadsConfig | None = None
+    reweigh: Reweigh | None = None  # which tokens of a batch are learned, decided at every step
+    window: int = Field(default=1, ge=1)  # batches pooled into one step, for `reweigh` to choose from
+    masked_thought: MaskedThought | None = None
+    adapter: Adapter | None = None  # train this instead of the model
+    half: HalfFineTuning | None = None  # or this half of it
+    average: Averaging | None = None  # of the weights over the steps, kept and measured beside the model
     tokens: int | None = Field(default=None, gt=0)  # to train on; None: one pass over the mixture
     row_length: int = Field(default=256, ge=2)  # tokens; the longest context
     batch_tokens: int = Field(default=1024, gt=0)  # per optimiser step, in whole rows
     part_tokens: int = Field(default=16384, gt=0)  # per forward pass; bounds memory, not the result
     lr: float = Field(default=2e-3, gt=0)  # peak
     schedule: Schedule = Schedule(warmup=0.05, final=0.05)
-    weight_decay: float = Field(default=0.1, ge=0)  # decoupled; matrices only, not embeddings and norms
+    weight_decay: float | None = Field(default=None, ge=0)  # decoupled, of matrices; None: 0.1, of an adapter 0
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = Field(default=1.0, gt=0)  # largest norm of the gradient
     seed: int = 0  # of weights and data order
@@ -42,11 +62,27 @@ class TrainConfig(BaseModel):
     tensorboard: bool = True  # out/tensorboard, besides the log
     threads: int | None = Field(default=None, gt=0)  # None: torch's choice; bits are reproducible for a fixed number
     checkpoint_every: int = Field(default=500, gt=0)  # steps
+    evaluate_every: int | None = Field(default=None, gt=0)  # steps; measure held-out documents on the way too
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainConfig:
+        if (self.adapter or self.half) and self.start is None:
+            raise ValueError("adapter and half change a trained model: give it as `start`")
+        if self.adapter and self.half:
+            raise ValueError("adapter and half exclude each other: an adapter leaves the whole model as it is")
+        if self.sharded and (self.reweigh or self.average or self.adapter or self.evaluate_every):
+            raise ValueError("reweigh, average, adapter and evaluate_every need the whole model: leave `sharded` out")
+        return self
+
+    @property
+    def heldout_format(self) -> Format:
+        """How held-out documents are read: every document weighs the same there."""
+        return self.format.model_copy(update={"weights": None, "document_weight": None})
 
     @property
     def rows(self) -> int:
-        """Rows of a batch."""
-        return max(1, self.batch_tokens // self.row_length)
+        """Rows of a step."""
+        return max(1, self.batch_tokens // self.row_length) * self.window
 
     @property
     def bf16(self) -> bool:
@@ -74,6 +110,7 @@ class Result(BaseModel):
     packages: dict[str, str]
     identity: dict[str, Any]
     evaluation: dict[str, Any] | None
+    average_evaluation: dict[str, Any] | None = None  # of the averaged weights
 
 
 class Job(BaseModel):

@@ -1,10 +1,12 @@
 """Batches of packed rows whose content is a pure function of (corpus, seed, step): the only state is the step.
 
-A pass takes every document as often as the mixture says. The k copies of a document are spread evenly: copy c has the
-place (c + u) / k of the pass, u a hash of (seed, pass, document, copy), and documents go in order of their places. So
-each stretch of a pass has the proportions of the whole and a repeat comes about an epoch later. Documents longer than
-a row are split into pieces, none is truncated. Windows of WINDOW consecutive pieces are packed best-fit (fill about
-99.8 %) and their rows shuffled; a document moves within its window at most.
+A pass goes through the phases of the mixture and takes every document as often as they say. The k copies of a document
+in a phase are spread evenly: copy c has the place (c + u) / k of the phase, u a hash of (seed, pass, document, copy),
+and documents go in order of their places. So each stretch of a phase has the proportions of the whole and a repeat
+comes about an epoch later. Documents longer than a row are split into pieces, unless the format says to truncate or to
+drop them; besides, the one of each source is truncated with which a phase has given the tokens asked of it. Windows of
+WINDOW consecutive pieces are packed best-fit (fill about 99.8 %) and their rows shuffled; a document moves within its
+window at most. A row holds pieces of one phase, a batch may hold rows of two.
 
 Cost: 60 bytes of memory and about 1 µs per document and pass; a batch is one gather from the mapped tokens.
 """
@@ -13,12 +15,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from trainers.mixture import Corpus
+from trainers.phases import Phase
 from transforms.draws import mix64, seeded
-from transforms.packing import pack, split_lengths
+from transforms.packing import Pieces, pack, split_lengths
 
 WINDOW = 4096
 
@@ -32,6 +36,12 @@ class Batch:
     lengths: np.ndarray  # int64 [pieces]
     documents: np.ndarray  # int64 [pieces], place in the corpus
     weights: np.ndarray | None = None  # float32 [tokens], loss weight of each target; None: ones
+
+    @classmethod
+    def nothing(cls) -> Batch:
+        """One token that weighs nothing."""
+        one = np.zeros(1, np.int64)
+        return cls(one, one, one + 1, one, np.zeros(1, np.float32))
 
     @property
     def weight(self) -> float:
@@ -80,6 +90,7 @@ class Plan:
     start: np.ndarray  # int64 [pieces], place in the corpus's tokens
     length: np.ndarray  # int32 [pieces]
     offsets: np.ndarray  # int64 [rows + 1]
+    phases: np.ndarray  # int64 [phases + 1]; phase p has the rows phases[p]:phases[p + 1]
 
     @property
     def rows(self) -> int:
@@ -99,8 +110,11 @@ class Batches:
         self._first_row = [0]  # of each pass that was planned so far, and of the next
         self._plans: dict[int, Plan] = {}
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step (0, 1, …): rows `step * rows` up to the next step's, counted through all passes."""
+    def batch(self, step: int, most: int | None = None) -> Batch:
+        """The batch of a step (0, 1, …): rows `step * rows` up to the next step's, counted through all passes.
+
+        most: tokens that are left to read; the batch is cut after so many, the last piece too.
+        """
         row, stop = step * self.rows, (step + 1) * self.rows
         parts = []
         while row < stop:
@@ -113,18 +127,52 @@ class Batches:
             np.concatenate([getattr(plan, field)[a:b] for plan, a, b in parts])
             for field in ("document", "start", "length")
         )
-        return gather(self.corpus, document, start, length)
+        length = first_tokens(length, most)
+        return gather(self.corpus, document[: len(length)], start[: len(length)], length)
 
-    def plan_report(self) -> dict[str, float | int]:
-        """Of the first pass: pieces, rows, fill (share of the rows that holds tokens), documents split, truncated."""
+    def plan_report(self) -> dict[str, Any]:
+        """Of the first pass: pieces, rows, fill (share of the rows that holds tokens), what became of long documents
+        (`cut_report`); for each phase the tokens asked of each source and those that it gives.
+        """
         plan = self._plan(0)
         tokens = int(plan.length.sum())
-        split = int(((self.corpus.length > self.row_length) & (self.corpus.copies > 0)).sum())
         fill = tokens / (plan.rows * self.row_length)
         return {"tokens": tokens, "pieces": len(plan.length), "rows": plan.rows, "fill": fill} | {
-            "documents_split": split,
-            "documents_truncated": 0,
+            **cut_report(self.corpus, self.row_length),
+            "phases": self._phases(realised(self.corpus, plan)),
         }
+
+    def realised(self, tokens: int) -> list[dict[str, Any]]:
+        """What a run of this budget reads of each phase, through all passes it takes."""
+        found = np.zeros((len(self.corpus.phases), len(self.corpus.sources)), np.int64)
+        row = 0
+        while tokens > 0:
+            plan = self._plan(self._pass_of(row))
+            found += realised(self.corpus, plan, tokens)
+            row, tokens = row + plan.rows, tokens - int(plan.length.sum())
+        return self._phases(found)
+
+    def _phases(self, found: np.ndarray) -> list[dict[str, Any]]:
+        """int [phases, sources] as JSON, with what one pass is asked for and the tokens that are cut off its ends."""
+        told = []
+        for phase, tokens in zip(self.corpus.phases, found, strict=True):
+            cut = np.bincount(
+                self.corpus.source[phase.cut], self.corpus.length[phase.cut] - phase.kept, minlength=len(tokens)
+            ).astype(np.int64)
+            numbers = zip(phase.asked.tolist(), tokens.tolist(), cut.tolist(), strict=True)
+            sources = dict(zip(self.corpus.sources, numbers, strict=True))
+            told.append(
+                {
+                    "asked": int(phase.asked.sum()),
+                    "tokens": int(tokens.sum()),
+                    "sources": {
+                        name: {"asked": asked, "tokens": n, "cut_off": off}
+                        for name, (asked, n, off) in sources.items()
+                        if asked or n
+                    },
+                }
+            )
+        return told
 
     def _pass_of(self, row: int) -> int:
         while self._first_row[-1] <= row:
@@ -151,31 +199,106 @@ def gather(corpus: Corpus, document: np.ndarray, start: np.ndarray, length: np.n
     return Batch(tokens[place - 1].astype(np.int64), tokens[place].astype(np.int64), length, document, weights)
 
 
+def cut_report(corpus: Corpus, row_length: int) -> dict[str, int]:
+    """Documents of a pass, each counted once: split into pieces, truncated (with the tokens that are not read of them)
+    by `corpus.long` or where a phase ends, dropped; and those of the corpus that have no targets.
+    """
+    taken = np.flatnonzero(corpus.copies)
+    length = corpus.length[taken]
+    pieces = cut_to_rows(corpus, taken, length, row_length)
+    read = np.bincount(pieces.document, pieces.length, minlength=len(taken)).astype(np.int64)
+    cut = (read > 0) & (read < length)
+    ends = [(corpus.length[phase.cut] - phase.kept).sum() for phase in corpus.phases]
+    return {
+        "documents_split": int((np.bincount(pieces.document, minlength=len(taken)) > 1).sum()),
+        "documents_truncated": int(cut.sum()) + sum(len(phase.cut) for phase in corpus.phases),
+        "tokens_truncated": int((length - read)[cut].sum() + sum(ends)),
+        "documents_dropped": int((read == 0).sum()),
+        "documents_without_targets": int((corpus.targets == 0).sum()),
+    }
+
+
+def realised(corpus: Corpus, plan: Plan, tokens: int | None = None) -> np.ndarray:
+    """int64 [phases, sources]: tokens in a plan, or in its first `tokens` tokens."""
+    length = first_tokens(plan.length, tokens)
+    rows = np.repeat(np.arange(plan.rows), np.diff(plan.offsets))[: len(length)]
+    phase = np.searchsorted(plan.phases, rows, side="right") - 1
+    shape = len(corpus.phases), len(corpus.sources)
+    place = phase * shape[1] + corpus.source[plan.document[: len(length)]]
+    found = np.bincount(place, length, minlength=shape[0] * shape[1])
+    return found.astype(np.int64).reshape(shape)
+
+
+def first_tokens(lengths: np.ndarray, most: int | None) -> np.ndarray:
+    """Lengths (int [pieces]) of the pieces that hold the first `most` tokens, the last one cut."""
+    if most is None:
+        return lengths
+    before = np.cumsum(lengths) - lengths
+    return np.minimum(lengths, most - before)[before < most]
+
+
 def plan_pass(corpus: Corpus, row_length: int, seed: int, number: int) -> Plan:
     """The rows of pass `number`: a pure function of its arguments and of the documents' keys, not of their order."""
     salt = seeded(seed % 2**64, np.array([number], np.uint64))
-    parts = []
-    for phase in np.unique(corpus.phase):
-        documents = _order(corpus, np.flatnonzero(corpus.phase[corpus.source] == phase), salt)
-        pieces = split_lengths(corpus.length[documents], row_length)
+    parts, rows = [], []
+    before = np.zeros(len(corpus), np.int64)
+    for phase in corpus.phases:
+        documents, tokens = _order(corpus, phase, before, salt)
+        before += phase.copies
+        pieces = cut_to_rows(corpus, documents, tokens, row_length)
         owner = documents[pieces.document]
         start = corpus.start[owner] + pieces.start
-        for a in range(0, len(pieces), WINDOW):
-            window = slice(a, a + WINDOW)
-            parts.append(_pack_window(owner[window], start[window], pieces.length[window], row_length, salt))
+        own = [
+            _pack_window(owner[a : a + WINDOW], start[a : a + WINDOW], pieces.length[a : a + WINDOW], row_length, salt)
+            for a in range(0, len(pieces), WINDOW)
+        ]
+        rows.append(sum(len(sizes) for *_, sizes in own))
+        parts += own
+    if not parts:
+        raise ValueError(f"no document has anything to learn within {row_length} tokens; raise row_length")
     sizes = np.concatenate([size for *_, size in parts])
     document, start, length = (np.concatenate([part[i] for part in parts]) for i in range(3))
-    return Plan(document, start, length.astype(np.int32), np.concatenate([[0], np.cumsum(sizes)]))
+    offsets, phases = (np.concatenate([[0], np.cumsum(counts)]) for counts in (sizes, rows))
+    return Plan(document, start, length.astype(np.int32), offsets, phases)
 
 
-def _order(corpus: Corpus, documents: np.ndarray, salt: np.ndarray) -> np.ndarray:
-    """The given documents, each as often as a pass takes it, in the order of the pass."""
-    copies = corpus.copies[documents]
-    document = np.repeat(documents, copies)
-    copy = np.arange(len(document)) - np.repeat(np.cumsum(copies) - copies, copies)
-    noise = mix64(corpus.key[document] ^ mix64(salt + copy.astype(np.uint64)))
-    place = (copy + noise / 2.0**64) / np.repeat(copies, copies)
-    return document[np.lexsort((corpus.key[document], noise, place))]
+def cut_to_rows(corpus: Corpus, documents: np.ndarray, tokens: np.ndarray, row_length: int) -> Pieces:
+    """Pieces of at most `row_length` of the first `tokens` (int [n]) tokens of documents (int [n]), as `corpus.long`
+    says; those without a weight above 0 are left out.
+    """
+    if corpus.long == "drop":
+        tokens = np.where(corpus.length[documents] > row_length, 0, tokens)
+    elif corpus.long == "truncate":
+        tokens = np.minimum(tokens, row_length)
+    pieces = split_lengths(tokens, row_length)
+    if corpus.weights is None:
+        return pieces
+    owner = documents[pieces.document]
+    partial = np.flatnonzero(pieces.length < corpus.length[owner])  # whole documents have targets
+    learned = np.ones(len(pieces), bool)
+    for a in range(0, len(partial), WINDOW):
+        own = partial[a : a + WINDOW]
+        length = pieces.length[own]
+        first = np.cumsum(length) - length
+        place = np.repeat(corpus.start[owner[own]] + pieces.start[own] - first, length) + np.arange(length.sum())
+        learned[own] = np.add.reduceat(corpus.weights[place] > 0, first, dtype=np.int64) > 0
+    return Pieces(pieces.document[learned], pieces.start[learned], pieces.length[learned])
+
+
+def _order(corpus: Corpus, phase: Phase, before: np.ndarray, salt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The documents of a phase, each as often as it is taken, in the order of the phase; and the tokens taken of each.
+
+    before: int64 [documents], how often earlier phases of the pass take them.
+    """
+    document = np.repeat(np.arange(len(corpus)), phase.copies)
+    first = np.cumsum(phase.copies) - phase.copies
+    copy = np.arange(len(document)) - first[document]
+    tokens = corpus.length[document]
+    tokens[(first + phase.copies - 1)[phase.cut]] = phase.kept
+    noise = mix64(corpus.key[document] ^ mix64(salt + (before[document] + copy).astype(np.uint64)))
+    place = (copy + noise / 2.0**64) / phase.copies[document]
+    order = np.lexsort((corpus.key[document], noise, place))
+    return document[order], tokens[order]
 
 
 def _pack_window(

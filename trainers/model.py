@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from trainers import attention, checkpoint
+from trainers.adapters import head_matrix
 from trainers.data import Batch
+from trainers.formats import Template
 from trainers.loss import token_losses
 from trainers.mixture import Corpus
 from trainers.tokenise import end_token
@@ -89,13 +91,20 @@ def load_model(folder: Path) -> PreTrainedModel:
     )
 
 
-def save_model(model: PreTrainedModel, tokenizer: Path, folder: Path) -> None:
-    """Write a folder that transformers loads with AutoModelForCausalLM and AutoTokenizer."""
+def save_model(model: PreTrainedModel, tokenizer: Path, folder: Path, conversations: bool = False) -> None:
+    """Write a folder that transformers loads with AutoModelForCausalLM and AutoTokenizer.
+
+    conversations: give it the chat template it was trained with, and let it stop generating where an answer ends.
+    """
+    end = end_token(tokenizer)
+    fast = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer / "tokenizer.json"), bos_token=end, eos_token=end)
+    if conversations:
+        template = Template(tokenizer, end)
+        fast.chat_template = template.source
+        model.generation_config.eos_token_id = sorted({*fast.convert_tokens_to_ids([end, template.stop])})
     model.config.use_cache = True  # for those who generate with it
     model.save_pretrained(folder)
     model.config.use_cache = False
-    end = end_token(tokenizer)
-    fast = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer / "tokenizer.json"), bos_token=end, eos_token=end)
     fast.save_pretrained(folder)
 
 
@@ -111,9 +120,8 @@ def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
 
 
 def head(model: PreTrainedModel) -> torch.Tensor:
-    """[vocabulary, width]: the matrix of the language-model head."""
-    weight: torch.Tensor = model.get_output_embeddings().weight
-    return weight
+    """[vocabulary, width]: the matrix of the language-model head, with what an adapter adds to it."""
+    return head_matrix(model.get_output_embeddings())
 
 
 def layers(model: PreTrainedModel) -> list[torch.nn.Module]:

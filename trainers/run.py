@@ -6,7 +6,8 @@ import json
 import logging
 import math
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,14 +16,17 @@ import torch
 from transformers import PreTrainedModel
 
 from trainers import checkpoint
+from trainers.average import MovingAverage
 from trainers.config import TrainConfig
 from trainers.data import Batch, Batches
 from trainers.distributed import World, shard, whole
-from trainers.learner import Learner
+from trainers.evaluate import evaluate
+from trainers.learner import Learner, make_learner
 from trainers.mixture import Corpus
-from trainers.model import check_packing, layers, make_model, training_flops
+from trainers.model import check_packing, layers, training_flops
 from trainers.optimiser import make_optimiser
 from trainers.run_log import RunLog
+from trainers.token_scores import Step
 from transforms.draws import mix64
 
 log = logging.getLogger(__name__)
@@ -40,23 +44,33 @@ class Run:
     """Model, optimiser and data of a run and how far it is."""
 
     def __init__(
-        self, config: TrainConfig, corpus: Corpus, out: Path, identity: dict[str, Any], world: World | None = None
+        self,
+        config: TrainConfig,
+        corpus: Corpus,
+        out: Path,
+        identity: dict[str, Any],
+        world: World | None = None,
+        held: Corpus | None = None,
     ) -> None:
+        """held: documents held out, to measure on the way; the first process has to have them."""
         self.world = world or World(device=config.device)
-        self.config, self.corpus, self.out, self.identity = config, corpus, out, identity
+        self.config, self.corpus, self.held, self.out, self.identity = config, corpus, held, out, identity
         self.batches = Batches(corpus, config.row_length, config.rows, config.seed)
         self.sharded = config.sharded and self.world.ranks > 1
         self.learner = self._learner()
         self.model = self.learner.model
         self.optimiser = make_optimiser(self.learner, config)
+        self.average = MovingAverage(self.learner, config.average) if config.average else None
         self.budget = self._report()
+        if config.masked_thought is not None:
+            self.mask = config.masked_thought.mask_id(corpus.tokenizer)
         self.log = RunLog(out, config.tensorboard)
         self.step = self.tokens = 0
         self.seconds = self.waited = 0.0
         self.by_source = np.zeros(len(corpus.sources), np.int64)
 
     def _learner(self) -> Learner:
-        learner = Learner(make_model(self.config, self.corpus, self.world.device))
+        learner = make_learner(self.config, self.corpus, self.world.device)
         if self.config.compile:
             for layer in layers(learner.model):
                 layer.mlp.compile(dynamic=True)
@@ -70,7 +84,11 @@ class Run:
         plan = self.batches.plan_report()
         budget = self.config.tokens or int(plan["tokens"])
         report = {"budget": budget, "passes": budget / plan["tokens"], **plan, "sources": self.corpus.report()}
+        report["realised"] = self.batches.realised(budget)
         if self.world.first:
+            for number, phase in enumerate(report["realised"]):
+                if not phase["tokens"]:
+                    log.warning("phase %s of the mixture is never reached: the budget of %s ends before", number, budget)
             checkpoint.publish_json(self.out / "data.json", report)
             log.info("data: %s", json.dumps(report))
         return budget
@@ -79,33 +97,45 @@ class Run:
         """Go on from the newest whole checkpoint; without one, begin, with the optimiser of `start` if it has one."""
         found = checkpoint.newest(self.out / "checkpoints") if self.world.first else None
         found = self.world.same(found)  # type: ignore[assignment]
-        size = 0
+        sizes: dict[str, int] = {}
         if found is None:
             before = checkpoint.of_run(self.config.start)
-            if before is not None:
+            if before is not None and checkpoint.same_parameters(before, self.learner):
                 checkpoint.load(before, self.learner, self.optimiser)
+            elif before is not None:
+                log.warning("%s trained other parameters than this run: the optimiser begins anew", self.config.start)
         else:
             path, state = found
             check_identity(self.out, state["identity"], self.identity)
             if state["packages"] != checkpoint.packages():
                 log.warning("resuming with %s what was trained with %s", checkpoint.packages(), state["packages"])
-            checkpoint.load(path, self.learner, self.optimiser)
-            self.step, self.tokens, size = state["step"], state["tokens"], state["log_bytes"]
+            self._restore(checkpoint.load(path, self.learner, self.optimiser))
+            self.step, self.tokens, sizes = state["step"], state["tokens"], state["log_bytes"]
             self.seconds, self.waited = state["seconds"], state["waited"]
             self.by_source = np.array(state["by_source"], np.int64)
             log.info("resuming from %s", path)
         if self.world.first:
-            self.log.open(size, self.step)
+            self.log.open(sizes, self.step)
 
     def save(self) -> None:
         """Write a checkpoint; every process has to come here, the first one writes."""
-        tensors = checkpoint.collect(self.learner, self.optimiser)
+        tensors = replace(checkpoint.collect(self.learner, self.optimiser), more=self._more())
         if self.world.first:
             state = {"step": self.step, "tokens": self.tokens, "by_source": self.by_source.tolist()}
-            state |= {"seconds": self.seconds, "waited": self.waited, "log_bytes": self.log.size}
+            state |= {"seconds": self.seconds, "waited": self.waited, "log_bytes": self.log.sizes}
             state |= {"identity": self.identity, "processes": self.world.ranks}
             checkpoint.save(self.out / "checkpoints", tensors, state)
         self.world.wait()
+
+    def _more(self) -> dict[str, torch.Tensor]:
+        """Tensors besides parameters and moments that a resumed run has to find again."""
+        parts = [part.extra() for part in (self.learner.adapted, self.average) if part is not None]
+        return {name: tensor for part in parts for name, tensor in part.items()}
+
+    def _restore(self, more: dict[str, torch.Tensor]) -> None:
+        for part in (self.learner.adapted, self.average):
+            if part is not None:
+                part.restore(more)
 
     def whole_model(self) -> PreTrainedModel:
         """The model, put together again where it was dealt out; every process has to ask, the first one gets it."""
@@ -114,7 +144,7 @@ class Run:
         tensors = checkpoint.collect(self.learner, self.optimiser).parameters
         if not self.world.first:
             return self.model
-        made = Learner(make_model(self.config, self.corpus, self.world.device))
+        made = make_learner(self.config, self.corpus, self.world.device)
         made.load_state_dict(tensors, strict=False)
         return made.model
 
@@ -122,10 +152,13 @@ class Run:
         """Steps until the token budget is spent, with a line of log each and a checkpoint now and then."""
         reported = time.monotonic()
         self.model.train()
+        if self.step == 0:
+            self._measure()
         while self.tokens < self.budget:
             line = self._step()
             if self.world.first:
                 self.log.write(line)
+            self._measure()
             if self.step % self.config.checkpoint_every == 0 or self.tokens >= self.budget:
                 self.save()
             if time.monotonic() - reported > 5 or self.tokens >= self.budget:
@@ -136,21 +169,35 @@ class Run:
         if self.world.first:
             self.log.close()
 
+    def _measure(self) -> None:
+        """Every so many steps, and before the first, add the held-out loss of each source to the log."""
+        every = self.config.evaluate_every
+        if not every or self.step % every or not self.world.first or self.held is None:
+            return
+        found, _ = evaluate(self.model, self.held, self.config.row_length, bf16=self.config.bf16)
+        losses = {name: source["nats_per_token"] for name, source in found["sources"].items()}
+        self.log.write({"step": self.step, "tokens": self.tokens, "nats_per_token": losses}, "heldout")
+
     def _step(self) -> dict[str, Any]:
         """One optimiser step; its line of the log."""
         begin = time.perf_counter()
-        batch = self.batches.batch(self.step)
+        batch = self.batches.batch(self.step, self.budget - self.tokens)
         waited = time.perf_counter() - begin
         tokens = self.tokens + len(batch.targets)
         lr = self.config.schedule(tokens, self.budget, self.config.lr, self.config.batch_tokens)
         for group in self.optimiser.param_groups:
             group["lr"] = lr
         self._seed()
-        mine = batch.share(self.world.rank, self.world.ranks).trained()
+        learned = self._learned(batch)
+        mine = learned.share(self.world.rank, self.world.ranks)
         losses = backward(self.learner, mine, self.config, self.tokens / self.budget, self.world)
         if not (math.isfinite(losses.loss) and math.isfinite(losses.norm)):
             raise FloatingPointError(self._not_finite(batch, losses.loss, losses.norm))
         self.optimiser.step()
+        if self.learner.adapted is not None:
+            self.learner.adapted.allocate(self.step + 1)
+        if self.average is not None:
+            self.average.update(len(batch.targets))
         self.optimiser.zero_grad(set_to_none=False)
         seconds = time.perf_counter() - begin
         self.step, self.tokens = self.step + 1, tokens
@@ -158,8 +205,23 @@ class Run:
         self._count(batch)
         line = {"step": self.step, "tokens": tokens, "loss": losses.nats, "lr": lr, "grad_norm": losses.norm}
         line |= {"tokens_s": round(len(batch.targets) / seconds, 1), "data_wait": round(waited / seconds, 5)}
-        line |= {"flop_s": round(training_flops(self.model, batch.lengths) / seconds)}
+        line |= {"flop_s": round(training_flops(self.model, learned.lengths) / seconds)}
+        line["objective"] = losses.loss
+        if learned.weights is not None:
+            line["targets"] = int((learned.weights > 0).sum())
         return line | {"by_source": dict(zip(self.corpus.sources, self.by_source.tolist(), strict=True))}
+
+    def _learned(self, batch: Batch) -> Batch:
+        """What is learned of a batch: inputs hidden, weights decided by the model, what weighs nothing left out."""
+        config = self.config
+        step = Step(self.step, self.tokens, self.budget, config.seed, config.part_tokens, self.world)
+        weights = batch.weights
+        if config.reweigh is not None:
+            with precision(self.learner.device, config):
+                weights = config.reweigh.weights(self.model, batch, step)
+        if config.masked_thought is not None:
+            batch = config.masked_thought.corrupt(batch, step, self.mask)
+        return replace(batch, weights=weights).trained()
 
     def _seed(self) -> None:
         """Dropout draws are a function of seed, step and process, so that a resumed run needs no state of them."""
@@ -199,15 +261,23 @@ def backward(
     if sharded:  # all processes have to exchange parameters equally often
         parts += [Batch.nothing()] * (world.most(len(parts)) - len(parts))
     for part in parts:
-        with torch.autocast(device.type, torch.bfloat16) if config.bf16 else nullcontext():
+        with precision(device, config):
             sums = learner(part, progress)
         (sums.loss / weight).backward()
         loss += sums.loss.detach()
         nats += sums.nats
+    penalty = learner.adapted.penalty() if learner.adapted else None
+    if penalty is not None:
+        (penalty / world.ranks).backward()
     if not sharded:
         world.sum_gradients(learner.parameters())
     norm = whole(torch.nn.utils.clip_grad_norm_(learner.parameters(), config.clip))
     return Losses(world.total(float(nats)) / weight, world.total(float(loss)) / weight, float(norm))
+
+
+def precision(device: torch.device, config: TrainConfig) -> AbstractContextManager[Any]:
+    """In which products are in the type that the config asks for."""
+    return torch.autocast(device.type, torch.bfloat16) if config.bf16 else nullcontext()
 
 
 def check_identity(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

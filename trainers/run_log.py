@@ -1,4 +1,4 @@
-"""What a run tells while it trains: one line of JSON per step, and the same numbers for TensorBoard."""
+"""What a run tells while it trains: lines of JSON, and the same numbers for TensorBoard."""
 
 from __future__ import annotations
 
@@ -11,41 +11,48 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 class RunLog:
-    """out/log.jsonl, and out/tensorboard if asked for. `size` is the bytes written: what a resumed run keeps."""
+    """out/log.jsonl, a line per step; out/heldout.jsonl, a line per evaluation; out/tensorboard, if asked for, both.
+
+    `sizes` are the bytes written to each: what a resumed run keeps.
+    """
 
     def __init__(self, out: Path, tensorboard: bool) -> None:
-        self.path, self.folder = out / "log.jsonl", out / "tensorboard"
-        self.size = 0
+        self.paths = {"log": out / "log.jsonl", "heldout": out / "heldout.jsonl"}
+        self.folder = out / "tensorboard"
+        self.sizes = dict.fromkeys(self.paths, 0)
         self._tensorboard = tensorboard
         self._writer: SummaryWriter | None = None
 
-    def open(self, size: int, step: int) -> None:
-        """Go on after the first `size` bytes; TensorBoard is told to forget what it saw after `step`."""
-        self.size = size
-        with self.path.open("ab") as file:
-            file.truncate(size)
-        if not size:
+    def open(self, sizes: dict[str, int], step: int) -> None:
+        """Go on after the first bytes of each file; TensorBoard is told to forget what it saw after `step`."""
+        self.sizes |= sizes
+        for name, path in self.paths.items():
+            with path.open("ab") as file:
+                file.truncate(self.sizes[name])
+        if not step:
             shutil.rmtree(self.folder, ignore_errors=True)
         if self._tensorboard:
-            self._writer = SummaryWriter(str(self.folder), purge_step=step + 1 if size else None)
-        self._file = self.path.open("ab")
+            self._writer = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
+        self._files = {name: path.open("ab") for name, path in self.paths.items()}
 
-    def write(self, line: dict[str, Any]) -> None:
-        """Add the line of a step; numbers, and mappings of numbers."""
-        self.size += self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
+    def write(self, line: dict[str, Any], name: str = "log") -> None:
+        """Add a line: numbers, and mappings of numbers."""
+        self.sizes[name] += self._files[name].write(json.dumps(line).encode() + b"\n")
+        self._files[name].flush()
         if self._writer is None:
             return
-        for name, value in line.items():
+        for key, value in line.items():
             for part, number in value.items() if isinstance(value, dict) else [("", value)]:
-                self._writer.add_scalar(f"{name}/{part}" if part else name, number, line["step"])
+                tag = "/".join(part for part in (name if name != "log" else "", key, part) if part)
+                self._writer.add_scalar(tag, number, line["step"])
 
     def close(self) -> None:
         """Leave the files whole."""
-        self._file.close()
+        for file in self._files.values():
+            file.close()
         if self._writer is not None:
             self._writer.close()
 
-    def lines(self) -> list[dict[str, Any]]:
+    def lines(self, name: str = "log") -> list[dict[str, Any]]:
         """All lines so far."""
-        return [json.loads(line) for line in self.path.read_text().splitlines()]
+        return [json.loads(line) for line in self.paths[name].read_text().splitlines()]

@@ -19,7 +19,9 @@ import logging
 import os
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,17 +51,17 @@ def train(config: TrainConfig, mixture: Path, out: Path, heldout: Path | None = 
     keep_freed_memory()
     with world(config.device) as processes, checkpoint.alone(out) if processes.first else nullcontext():
         if processes.first:
-            open_mixture(mixture, out.parent)  # tokenised once, by one process
+            open_mixture(mixture, out.parent, config.format)  # tokenised once, by one process
         processes.wait()
-        corpus = open_mixture(mixture, out.parent)
-        held = open_mixture(heldout, out.parent) if heldout and processes.first else None
+        corpus = open_mixture(mixture, out.parent, config.format)
+        held = open_mixture(heldout, out.parent, config.heldout_format) if heldout and processes.first else None
         identity = processes.same(config.identity() | {"data": corpus.digest, "heldout": held.digest if held else None})
         assert isinstance(identity, dict)
         if (out / "result.json").exists():
             result = Result.model_validate_json((out / "result.json").read_text())
             check_identity(out, result.identity, identity)
             return result
-        run = Run(config, corpus, out, identity, processes)
+        run = Run(config, corpus, out, identity, processes, held)
         run.resume()
         run.train()
         model = run.whole_model()
@@ -71,13 +73,15 @@ def train(config: TrainConfig, mixture: Path, out: Path, heldout: Path | None = 
 
 def finish(run: Run, model: PreTrainedModel, held: Corpus | None) -> None:
     """Model folder, evaluation, and the result that marks the run complete."""
-    out, config = run.out, run.config
-    checkpoint.publish(out / "model", lambda folder: save_model(model, run.corpus.tokenizer, folder))
-    evaluation = None
-    if held is not None:
-        evaluation, losses = evaluate(model, held, config.row_length, bf16=config.bf16)
-        write_losses(losses, out / "evaluation.parquet")
-        checkpoint.publish_json(out / "evaluation.json", evaluation)
+    out = run.out
+    average = export_average(run, held) if run.average is not None else None
+    if run.learner.adapted is not None:
+        checkpoint.publish(out / "adapter", run.learner.adapted.save)
+        model = run.learner.adapted.merged()
+    corpus = run.corpus
+    write = partial(save_model, model, corpus.tokenizer, conversations=corpus.conversations)
+    checkpoint.publish(out / "model", write)
+    evaluation = measure(run.config, model, held, out, "evaluation") if held else None
     last = [line["loss"] for line in run.log.lines()]
     result = Result(
         steps=run.step,
@@ -88,12 +92,32 @@ def finish(run: Run, model: PreTrainedModel, held: Corpus | None) -> None:
         data_wait=run.waited / run.seconds,
         tokens_by_source=dict(zip(run.corpus.sources, run.by_source.tolist(), strict=True)),
         parameters=sum(p.numel() for p in model.parameters()),
-        bf16=config.bf16,
+        bf16=run.config.bf16,
         packages=checkpoint.packages(),
         identity=run.identity,
         evaluation=evaluation,
+        average_evaluation=average,
     )
     checkpoint.publish_json(out / "result.json", result.model_dump(mode="json"))
+
+
+def export_average(run: Run, held: Corpus | None) -> dict[str, Any] | None:
+    """Write out/average, the model or the adapter with averaged weights; returns its loss on held-out documents."""
+    assert run.average is not None
+    adapted, corpus = run.learner.adapted, run.corpus
+    plain = partial(save_model, run.model, corpus.tokenizer, conversations=corpus.conversations)
+    write = adapted.save if adapted else plain
+    with run.average.in_place():
+        checkpoint.publish(run.out / "average", write)
+        return measure(run.config, run.model, held, run.out, "average_evaluation") if held else None
+
+
+def measure(config: TrainConfig, model: PreTrainedModel, held: Corpus, out: Path, name: str) -> dict[str, Any]:
+    """Held-out loss of a model, written to out/NAME.json and, by document, out/NAME.parquet."""
+    evaluation, losses = evaluate(model, held, config.row_length, bf16=config.bf16)
+    write_losses(losses, out / f"{name}.parquet")
+    checkpoint.publish_json(out / f"{name}.json", evaluation)
+    return evaluation
 
 
 def keep_freed_memory() -> None:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from small_corpus import mixed, place, rows, write
 
 from pipelines import clean, shards, steps
-from pipelines.mix import MixError
 from pipelines.recipe import RecipeError, parse
 from pipelines.run import run
+from pipelines.shares import MixError
 from sql.views import query
 from transforms.cut import Cuts, union
 

@@ -24,14 +24,14 @@ def toy_text(generator: np.random.Generator, documents: int, mean: float = 30) -
     return [" ".join(generator.choice(WORDS, size)) + "." for size in sizes]
 
 
-def make_tokenizer(folder: Path, texts: list[str], vocabulary: int = 300) -> Path:
-    """Byte-level BPE trained on the texts, with the end token."""
+def make_tokenizer(folder: Path, texts: list[str], vocabulary: int = 300, special: tuple[str, ...] = ()) -> Path:
+    """Byte-level BPE trained on the texts, with the end token and other special ones."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocabulary, special_tokens=[END, *special], initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,8 +46,9 @@ def make_mixture(
     epochs: dict[str, float] | None = None,
     phases: dict[str, int] | None = None,
     files: int = 1,
+    columns: dict[str, dict[str, list]] | None = None,
 ) -> Path:
-    """Mixture folder with the sources' texts, each in `files` files."""
+    """Mixture folder with the sources' texts, each in `files` files; `columns`: more of a source's shards."""
     encode = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     entries = {}
     for name, texts in sources.items():
@@ -62,6 +63,7 @@ def make_mixture(
                 "row": rows,
                 "tokens": tokens,
                 "draw": np.array([xxhash.xxh3_64_intdigest(f"{name}-{row}".encode()) for row in rows], np.uint64),
+                **(columns or {}).get(name, {}),
             }
         )
         listed = []

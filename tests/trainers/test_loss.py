@@ -1,9 +1,10 @@
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
 from trainers import loss
-from trainers.loss import cross_entropy, token_losses
+from trainers.loss import Other, Target, cross_entropy, objective_sums, token_losses
 
 
 @pytest.fixture
@@ -64,3 +65,52 @@ def test_bf16_products_stay_near_float32(tensors):
     with torch.autocast("cpu", torch.bfloat16):
         rounded, _ = cross_entropy(hidden, output, targets)
     assert rounded.dtype == torch.float32 and rounded.item() == pytest.approx(exact.item(), rel=0.02)
+
+
+def test_one_call_gives_the_trained_and_the_plain_loss(tensors):
+    class Doubled:
+        def target(self, chunk):
+            return Target(torch.full_like(chunk.log_p[:, :1], 2.0))
+
+    hidden, output, targets, weights = tensors
+    loss, nats = objective_sums(hidden, output, targets, weights, Doubled())
+    plain, same = objective_sums(hidden, output, targets, weights)
+    assert torch.equal(nats, same) and torch.equal(plain, same) and not nats.requires_grad
+    assert torch.allclose(loss, 2 * plain)
+    doubled, once = (torch.autograd.grad(x, (hidden, output)) for x in (loss, plain))
+    assert all(torch.allclose(a, 2 * b, atol=1e-6) for a, b in zip(doubled, once, strict=True))
+
+
+def test_an_objective_sees_what_belongs_to_its_tokens(tensors):
+    seen = []
+
+    class Watch:
+        def target(self, chunk):
+            seen.append(chunk)
+            return Target()
+
+    hidden, output, targets, weights = tensors
+    weights = weights.detach().clone()
+    weights[[3, 17]] = 0  # left out before the chunks are cut
+    other = Other(torch.randn(29, 3), torch.randn(50, 3))
+    objective_sums(hidden, output, targets, weights, Watch(), other, 0.25, np.arange(29, dtype=np.uint64))
+    kept = [i for i in range(29) if i not in (3, 17)]
+    assert [len(chunk.targets) for chunk in seen] == [8, 8, 8, 3]
+    assert np.concatenate([chunk.keys for chunk in seen]).tolist() == kept
+    assert torch.equal(torch.cat([chunk.targets for chunk in seen])[:, 0], targets[kept])
+    expected = torch.log_softmax(other.hidden[kept] @ other.output.T, 1)
+    assert torch.allclose(torch.cat([chunk.other for chunk in seen]), expected, atol=1e-6)
+    assert {chunk.progress for chunk in seen} == {0.25}
+
+
+def test_nothing_to_learn_gives_zero_and_no_gradient(tensors):
+    hidden, output, targets, _ = tensors
+    loss, nats = objective_sums(hidden, output, targets, torch.zeros(29))
+    assert loss == 0 and nats == 0
+    assert all((g == 0).all() for g in torch.autograd.grad(loss, (hidden, output)))
+
+
+def test_gradients_in_float64_equal_finite_differences(tensors):
+    hidden, output = (x.detach().double().requires_grad_() for x in tensors[:2])
+    targets, weights = tensors[2], tensors[3].double()
+    assert torch.autograd.gradcheck(lambda h, o: objective_sums(h, o, targets, weights)[0], (hidden, output))

@@ -84,13 +84,13 @@ def test_a_small_step_of_adam_uses_the_moments_of_the_checkpoint(run: Path) -> N
     lr = 1e-5
     oracle = oracle_of(run, lr)
     held = load_file(checkpoint.newest(run / "checkpoints")[0] / "optimiser.safetensors")
-    names = [name for name, _ in oracle.model.named_parameters()]
+    names = [name for name, _ in Learner(oracle.model).named_parameters()]
     assert int(held[f"step:{names[0]}"]) > 30
     reference = gradient(oracle, oracle.reference)
     embeddings = {id(oracle.model.get_input_embeddings().weight), id(head(oracle.model))}
     probe = probes(run, ordered(1, 12))[0]
     step = []
-    for (name, p), g in zip(oracle.model.named_parameters(), clipped(gradient(oracle, [probe])), strict=True):
+    for (name, p), g in zip(Learner(oracle.model).named_parameters(), clipped(gradient(oracle, [probe])), strict=True):
         count = int(held[f"step:{name}"]) + 1
         first = 0.9 * held[f"exp_avg:{name}"] + 0.1 * g
         second = 0.95 * held[f"exp_avg_sq:{name}"] + 0.05 * g**2

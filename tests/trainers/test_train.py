@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trainers import checkpoint
 from trainers.config import TrainConfig
 from trainers.data import Batches
+from trainers.half import HalfFineTuning
 from trainers.learner import Learner
 from trainers.mixture import open_mixture
 from trainers.model import ModelConfig, make_model, training_flops
@@ -48,7 +49,7 @@ def test_data_report_log_and_result_agree(run):
     report = json.loads((out / "data.json").read_text())
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, result.steps + 1))
-    assert lines[-1]["tokens"] == result.tokens == sum(result.tokens_by_source.values()) >= report["budget"]
+    assert lines[-1]["tokens"] == result.tokens == sum(result.tokens_by_source.values()) == report["budget"]
     assert lines[-2]["tokens"] < report["budget"] == 200_000
     expected = {name: source["pass_tokens"] / report["tokens"] for name, source in report["sources"].items()}
     for name, tokens in result.tokens_by_source.items():
@@ -197,3 +198,24 @@ def test_flops_are_those_of_the_matrices_and_of_attention(toy, tmp_path):
     pairs = (10**2 + 3**2) / 2  # that see each other
     attention = 3 * 2 * 2 * 32 * pairs  # forward and backward, scores and values, times 2, of a layer
     assert training_flops(model, lengths) == 6 * 13 * (2 * layer + head) + 2 * attention
+
+
+def test_a_stage_that_trains_other_parameters_begins_with_a_new_optimiser(run, toy, tmp_path, caplog):
+    before, _ = run
+    half = CONFIG.model_copy(update={"start": before, "tokens": 3000, "half": HalfFineTuning()})
+    stage = Run(half, open_mixture(toy / "mixture", tmp_path), tmp_path, {})
+    with caplog.at_level("WARNING"):
+        stage.resume()
+    assert not stage.optimiser.state and "the optimiser begins anew" in caplog.text
+
+
+def test_held_out_loss_on_the_way_goes_from_the_start_to_the_evaluation(toy, tmp_path):
+    out = tmp_path / "seed0"
+    config = CONFIG.model_copy(update={"tokens": 20_000, "evaluate_every": 5, "tensorboard": False})
+    result = train(config, toy / "mixture", out, toy / "heldout")
+    lines = [json.loads(line) for line in (out / "heldout.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(0, result.steps + 1, 5)) and lines[0]["tokens"] == 0
+    first, last = (line["nats_per_token"]["large"] for line in (lines[0], lines[-1]))
+    assert first == pytest.approx(math.log(300), abs=0.2) and last < first - 1
+    assert result.steps % 5 == 0
+    assert last == pytest.approx(result.evaluation["sources"]["large"]["nats_per_token"], abs=1e-5)

@@ -125,7 +125,8 @@ def check_targets(mixture: Path, perturbed: Path, cache: Path) -> dict[str, int]
     if any(not np.array_equal(a, b) for a, b in zip(*learned, strict=True)):
         raise SystemExit("other prompts change what is learned")
     tokenizer, end = load_tokenizer(found[0].tokenizer)
-    texts = [text for path in sorted(mixture.glob("answers/*.parquet")) for text in pq.read_table(path)["text"].to_pylist()]
+    shards = [pq.read_table(path)["text"].to_pylist() for path in sorted(mixture.glob("answers/*.parquet"))]
+    texts = [text for shard in shards for text in shard]
     wanted = sorted([*e.ids, end] for e in tokenizer.encode_batch(texts, add_special_tokens=False))
     if sorted(tokens.tolist() for tokens in learned[0]) != wanted:
         raise SystemExit("targets are not the tokens of the completions and an end token each")
@@ -152,8 +153,9 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     counts = check_targets(mixture, other_prompts(mixture, folder / "perturbed"), folder)
     common = {"start": str(base), "format": FORMAT, "row_length": 512, "batch_tokens": 2048, "lr": arguments.lr}
     made = variants(arguments.epochs * counts["tokens"])
+    data = {"mixture": mixture, "heldout": held}
     jobs = {
-        folder / name / f"seed{seed}": {"config": {**common, **given, "seed": seed}, "mixture": mixture, "heldout": held}
+        folder / name / f"seed{seed}": {"config": {**common, **given, "seed": seed}, **data}
         for seed in range(arguments.seeds)
         for name, given in made.items()
     }

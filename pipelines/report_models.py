@@ -155,12 +155,30 @@ def training(facts: Facts) -> Section | None:
     order = facts.recipe.train.mixtures
     ordered = {key: lines[key] for key in sorted(lines, key=lambda key: (order.index(key[0]), key[1]))}
     chart = charts.embedded(charts.curves("Training loss", "tokens trained on", "nats per token", ordered))
+    chart += _on_the_way(facts, order)
     rows = [[name, *(made.get(k) for k in TRAINED)] for name, made in facts.summary.get("training", {}).items()]
     headers = ["model", "steps", "tokens", "last loss", "seconds", "tokens/s", "waiting for data", "parameters"]
     note = (
         "Every line is one seed; last loss is the mean of the last tenth of the steps, waiting a share of the seconds"
     )
     return Section("training", "Training", chart + table(headers, rows, note))
+
+
+def _on_the_way(facts: Facts, order: list[str]) -> str:
+    """Held-out loss of each source while the models were trained, from before the first step, if it was measured."""
+    if "heldout" not in facts.views:
+        return ""
+    lines: dict[str, dict[tuple[str, int], tuple[list[float], list[float]]]] = defaultdict(dict)
+    for row in facts.rows("FROM heldout ORDER BY source, seed, tokens"):
+        xs, ys = lines[row["source"]].setdefault((row["mixture"], row["seed"]), ([], []))
+        xs.append(row["tokens"])
+        ys.append(row["nats_per_token"])
+    drawn = []
+    for source, found in lines.items():
+        ordered = {key: found[key] for key in sorted(found, key=lambda key: (order.index(key[0]), key[1]))}
+        title = f"Held-out loss on the way: {source}"
+        drawn.append(charts.embedded(charts.curves(title, "tokens trained on", "nats per token", ordered)))
+    return f'<div class="charts">{"".join(drawn)}</div>'
 
 
 def models(facts: Facts) -> Section | None:

@@ -1,5 +1,5 @@
-"""A run folder as DuckDB views: documents, index, shards, ledger, mixture, mixtures, phases, training, evaluation,
-losses.
+"""A run folder as DuckDB views: documents, index, shards, ledger, mixture, mixtures, phases, training, heldout,
+evaluation, losses.
 
 Views are defined in the `.sql` files beside this module; here the paths of the run are put in. Only files of the
 current recipe and shards are read. Joins stream: the text is never a side that is held in memory, and columns that a
@@ -266,7 +266,8 @@ def _views(connection: duckdb.DuckDBPyConnection, folder: Folder, spill: Path) -
         if f
     ]
     _create_union(connection, "mixture", parts)
-    for view, file in (("training", "log.jsonl"), ("losses", "evaluation.parquet")):
+    files = {"training": "log.jsonl", "heldout": "heldout.jsonl", "losses": "evaluation.parquet"}
+    for view, file in files.items():
         found = [(mixture, seed, path / file) for mixture, seed, path in folder.trainings()]
         held = [f for f in found if f[2].is_file() and f[2].stat().st_size]
         parts = [_filled(view, mixture=_literal(m), seed=_literal(s), file=_literal(str(f))) for m, s, f in held]

@@ -189,3 +189,19 @@ def test_q_tuning_learns_from_the_share_of_samples_asked_for(start, data, tmp_pa
 def test_mistakes_are_named_before_any_work(start, changed, message):
     with pytest.raises(ValueError, match=message):
         config("dft", start, changed)
+
+
+def test_a_model_of_conversations_is_saved_with_its_template_and_stops_where_answers_end(toy, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    turns = [{"role": "user", "content": "who sees the cat?"}, {"role": "assistant", "content": "the dog."}]
+    texts = [f"number {i}" for i in range(40)]
+    make_mixture(toy / "chats", {"chat": texts}, toy / "tokenizer", columns={"chat": {"messages": [turns] * 40}})
+    asked = CONFIG | {"model": TINY, "format": {"kind": "messages"}, "tokens": 20_000, "lr": 2e-2}
+    train(TrainConfig.model_validate(asked), toy / "chats", tmp_path / "seed0")
+    folder = tmp_path / "seed0" / "model"
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    prompt = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    prompt.pop("token_type_ids", None)
+    made = model.generate(**prompt, max_new_tokens=40, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    assert tokenizer.decode(made) == "the dog.<|endoftext|>"

@@ -239,7 +239,7 @@ class OneByOne:
 
     method: Local
 
-    def of(self, number: int) -> Callable[[Batch], Cuts]:
+    def of(self, number: int) -> Callable[[Batch], Cuts | Told]:
         return self.method.cuts
 
 

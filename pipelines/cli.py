@@ -162,6 +162,8 @@ def _show_fit(made: dict[str, Any], reused: bool) -> None:
     counts = documents.items() if isinstance(documents, dict) else [("all", documents)]
     if counts:
         typer.echo("documents: " + ", ".join(f"{label} {count:,}" for label, count in counts))
+    if weights := card.get("weights"):
+        typer.echo("weights: " + ", ".join(f"{source} {share:.4f}" for source, share in weights.items()))
     held = {k: v for k, v in (card.get("holdout") or {}).items() if isinstance(v, int | float)}
     counted = f"({held.pop('documents', 0):,} documents)"
     if "auc" in held:
@@ -411,7 +413,10 @@ def sample_corpus(
 def sql(
     folder: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
     query: Annotated[
-        str, typer.Argument(help="SQL over documents, index, ledger, shards, mixture, mixtures, training, evaluation.")
+        str,
+        typer.Argument(
+            help="SQL over documents, index, ledger, shards, mixture, mixtures, phases, training, evaluation, heldout."
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as one JSON object.")] = False,
 ) -> None:

@@ -43,9 +43,12 @@ def run(
         told = merge.merge(asked, Path(out))
     except ValueError as error:
         raise RecipeError(str(error)) from error
-    for model in told["models"]:
-        typer.echo(f"{model['factor']:+.4g} of {model['path']}")
-    typer.echo(f"{out}: {told['method']} on {told['base']['path']}")
+    first, others = told["base"]["path"], told["models"]
+    if average:
+        typer.echo(f"{1 - sum(model['factor'] for model in others):.4g} of {first}")
+    for model in others:
+        typer.echo(f"{model['factor']:{'.4g' if average else '+.4g'}} of {model['path']}")
+    typer.echo(f"{out}: average" if average else f"{out}: {told['method']} on {first}")
     return {"model": out, "merge": told}
 
 

@@ -96,6 +96,8 @@ class Mix:
         carried = {name: documents.column(name) for name in documents.schema.names if name not in ("id", "row", text)}
         if (turns := f"{text}_original") in carried and is_conversation(carried[turns].type):
             carried["messages"] = carried.pop(turns)
+        if text == "messages":  # conversations as JSON, which the trainer reads under this name
+            carried.setdefault(text, documents.column(text))
         renamed = {f"{name}_original" if name in own else name: column for name, column in carried.items()}
         return pa.record_batch(own | renamed)
 

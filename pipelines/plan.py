@@ -9,14 +9,14 @@ import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
 import scorers
-from pipelines import store
+from pipelines import store, trainable
 from pipelines.clean import Lines, Substring, cut_type
 from pipelines.clean_local import C4Lines, MaskPII
 from pipelines.clean_prox import Prox
@@ -27,25 +27,32 @@ from pipelines.score import Column
 from pipelines.select import SELECTION
 from pipelines.semantic import Semantic
 from pipelines.shards import Shard, plain_type, type_of, type_text
-from pipelines.shares import Mixture, Part
+from pipelines.shares import Mixture
 from pipelines.tables import Holdout, Struct, Tables
 from sql.expressions import Expression, ExpressionError, is_number
 from trainers import fits
 from trainers.fits import Fit
 from trainers.tasks import Tasks
+from trainers.weighed import Weighed
 from transforms.conversations import is_conversation
+
+if TYPE_CHECKING:
+    from trainers.config import TrainConfig
 
 METHODS: dict[str, Any] = {"exact": Exact, "minhash": Near, "semantic": Semantic}
 CLEAN: dict[str, Any] = {"lines": Lines, "substring": Substring, "c4": C4Lines, "pii": MaskPII, "prox": Prox}
 EXTRAS = {
     "fasttext": "fasttext",
+    "httpx": "generation",
     "lightgbm": "refiner",
     "phonenumbers": "pii",
     "publicsuffixlist": "url",
     "py3langid": "language",
     "tokenizers": "tokenizer",
     "torch": "trainer",
+    "transformers": "generation",
     "tree_sitter": "code",
+    "vllm": "vllm",
 }
 
 
@@ -74,10 +81,9 @@ class Plan:
             if not any(_is_fit(value) for value in given[name].values()):
                 self._column(name)
         self.fits = {name: _fit(f"fit.{name}", parameters) for name, parameters in recipe.fit.items()}
+        self.training: TrainConfig | None = None
         if recipe.train:
-            for source in recipe.train.target or ():
-                if source not in recipe.sources:
-                    raise RecipeError(f"train.target: no source {source!r}{nearest(source, recipe.sources)}")
+            _check_sources("train.target", recipe.train.target or (), recipe.sources)
             _require("train", "torch")
             _made("train", Tasks, {"tasks": recipe.train.tasks})
             if recipe.tokenizer and not _is_fit(recipe.tokenizer):
@@ -85,7 +91,8 @@ class Plan:
             if recipe.train.config:  # importing torch takes seconds
                 from trainers.config import TrainConfig
 
-                _made("train.config", TrainConfig, recipe.train.config)
+                self.training = _made("train.config", TrainConfig, recipe.train.config)
+                trainable.check_files(self.training, recipe.train.seeds)
 
     def _column(self, name: str) -> Column:
         kind, parameters = self._parameters(name)
@@ -186,10 +193,16 @@ class Plan:
         for name, mixture in self.mixtures.items():
             for part in mixture.parts(name):
                 _check(f"{part.field}.where", part.where, last)
-                _check_weights(part, self.recipe.sources)
+                if isinstance(part.weights, dict):
+                    _check_sources(f"{part.field}.weights", part.weights, self.recipe.sources)
+        if self.training:
+            trainable.check_columns(self.training, self.recipe.text, raw)
 
     def _check_fit(self, name: str, schema: pa.Schema) -> None:
         made = self.fits[name]
+        if isinstance(made, Weighed):
+            for field, sources in (("sources", made.sources), ("target", made.measured())):
+                _check_sources(f"fit.{name}.{field}", sources, self.recipe.sources)
         for sample, wanted in made.samples().items():
             _check(f"fit.{name}.{_field(made, sample)}", wanted.where, schema)
             for column, text in wanted.columns.items():
@@ -277,11 +290,10 @@ def _check_needs(field: str, needs: Iterable[str], raw: Mapping[str, str]) -> No
             raise RecipeError(f"{field}: column {name!r} is {kind}; it reads text, numbers or dates") from None
 
 
-def _check_weights(part: Part, sources: Mapping[str, Any]) -> None:
-    if isinstance(part.weights, dict):
-        for source in part.weights:
-            if source not in sources:
-                raise RecipeError(f"{part.field}.weights: no source {source!r}{nearest(source, sources)}")
+def _check_sources(field: str, named: Iterable[str], sources: Mapping[str, Any]) -> None:
+    for source in named:
+        if source not in sources:
+            raise RecipeError(f"{field}: no source {source!r}{nearest(source, sources)}")
 
 
 def _footers(shards: Iterable[Shard], all_of_them: bool) -> dict[str, str]:

@@ -303,14 +303,14 @@ def _fields(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     for part in location:
         fields = [m.model_fields[part] for m in models if part in m.model_fields]
         inner = [m for field in fields for m in _models_in(field.annotation)]
-        models = inner or [m for m in models if part in _methods(m)] or models
+        models = inner or [m for m in models if part in _tags(m)] or models
     return list(dict.fromkeys(name for m in models for name in m.model_fields))
 
 
-def _methods(model: type[BaseModel]) -> tuple[Any, ...]:
-    """What a model's `method` may be, by which fits are told apart."""
-    annotation: Any = model.model_fields["method"].annotation if "method" in model.model_fields else None
-    return get_args(annotation)
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    """What a model's `method` or `kind` may be, by which the branches of a union are told apart."""
+    fields = [model.model_fields[name] for name in ("method", "kind") if name in model.model_fields]
+    return tuple(tag for field in fields for tag in get_args(field.annotation))
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -21,7 +21,7 @@ def verdict_box(facts: Facts) -> str:
     if not differences:
         return ""
     won = next(iter(differences.values()))["high"] < 0
-    lines = (escape(line[:1].upper() + line[1:]) for line in verdict(differences))
+    lines = map(escape, verdict(differences))
     text = "".join(f"<p><strong>{line}.</strong></p>" for line in lines)
     note = "Held-out loss of models of the same size, trained on the same number of tokens."
     return f'<section class="verdict {"won" if won else "lost"}">{text}<p class="muted">{note}</p></section>'
@@ -192,6 +192,7 @@ def models(facts: Facts) -> Section | None:
         held = card.get("holdout", {})
         rows = [("method", spec["method"]), *card.get("parameters", {}).items()]
         rows += [(f"documents, {label}", f"{n:,}") for label, n in card.get("documents", {}).items()]
+        rows += [(f"weight of {source}", f"{share:.4f}") for source, share in card.get("weights", {}).items()]
         if "auc" in held:
             error = held.get("auc_standard_error") or 0
             rows.append(("held-out documents", f"{held['documents']:,}"))

@@ -7,7 +7,8 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -131,7 +132,8 @@ def assignments(texts: Sequence[str], model: type[BaseModel]) -> dict[str, Any]:
             into = into.setdefault(name, {})
             if not isinstance(into, dict):
                 raise RecipeError(f"--set {text!r}: {name!r} was given a value before")
-        into[names[-1]] = value.strip() if str in (wanted, *get_args(wanted)) else _yaml(value, f"--set {text!r}")
+        text_wanted = wanted is str or (get_origin(wanted) in (Union, UnionType) and str in get_args(wanted))
+        into[names[-1]] = value.strip() if text_wanted else _yaml(value, f"--set {text!r}")
     return result
 
 
@@ -164,8 +166,6 @@ def copy_model(model: Path, out: str | None) -> Path:
         return model
     here = {path.name for path in Path(out).iterdir()} if Path(out).is_dir() else set()
     if others := sorted(here - {path.name for path in model.iterdir()}):
-        raise RecipeError(
-            f"--out: {out} holds {others[0]}, no part of this model; copy it from {model} yourself"
-        )
+        raise RecipeError(f"--out: {out} holds {others[0]}, no part of this model; copy it from {model} yourself")
     shutil.copytree(model, out, dirs_exist_ok=True)
     return Path(out)

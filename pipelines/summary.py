@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.compute as pc
 
 from pipelines import ledger, store
+from pipelines.recipe import HELDOUT
 
 if TYPE_CHECKING:
     from pipelines.run import Run
+
+SHARES = ("asked", "epochs", "effective_tokens", "marginal")  # of a source in a mixture
 
 
 def summarise(job: Run) -> dict[str, Any]:
@@ -38,7 +41,7 @@ def summarise(job: Run) -> dict[str, Any]:
             name: {
                 "digest": m["digest"],
                 "tokens": m["tokens"],
-                **{k: {s: v[k] for s, v in m["sources"].items()} for k in ("epochs", "effective_tokens", "marginal")},
+                **{k: {s: v.get(k) for s, v in m["sources"].items()} for k in SHARES},
             }
             for name, m in job.manifests.items()
         },
@@ -149,6 +152,24 @@ def _ledger_table(steps: dict[str, Any], balanced: bool | None) -> Any:
     return table
 
 
+def _token_table(sources: dict[str, Any], mixtures: dict[str, Any]) -> Any:
+    """Tokens of each source in the corpus and in one pass over each mixture, with the epochs of what is repeated."""
+    from rich.table import Table
+
+    table = Table(title="Tokens by source")
+    table.add_column("source")
+    shown = {name: mixture for name, mixture in mixtures.items() if name != HELDOUT}
+    for name in ("in the corpus", *shown):
+        table.add_column(name, justify="right")
+    for source, count in sources.items():
+        cells = [f"{count['before']:,}"]
+        for mixture in shown.values():
+            asked, epochs = mixture["asked"].get(source) or 0, mixture["epochs"].get(source) or 0
+            cells.append(f"{asked:,}" + (f" ({epochs:.1f} epochs)" if epochs > 1 else ""))
+        table.add_row(source, *cells)
+    return table
+
+
 def _loss_table(summary: dict[str, Any]) -> Any:
     """Held-out loss of each mixture: the target with its interval, then every source."""
     from rich.table import Table
@@ -179,7 +200,6 @@ def _task_table(tasks: dict[str, Any]) -> Any:
 def show(summary: dict[str, Any]) -> None:
     """Print the ledger, the tokens by source, the held-out losses and where the report is."""
     from rich.console import Console
-    from rich.table import Table
 
     from pipelines.train import verdict
 
@@ -192,10 +212,7 @@ def show(summary: dict[str, Any]) -> None:
     if summary["duplicate_ids"]:
         console.print(f"{summary['duplicate_ids']:,} documents carry the id of another one; all of them live on")
     if summary["tokens_by_source"]:
-        tokens = Table("source", "tokens in the corpus", "in the mixture", title="Tokens by source")
-        for source, count in summary["tokens_by_source"].items():
-            tokens.add_row(source, f"{count['before']:,}", f"{count['after']:,}")
-        console.print(tokens)
+        console.print(_token_table(summary["tokens_by_source"], summary["mixtures"]))
     if "heldout_loss" in summary:
         console.print(_loss_table(summary))
         for line in verdict(summary["heldout_difference"]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -21,7 +22,13 @@ from pipelines.code import code_digest
 from pipelines.measures import Folders, Heldout, against, task_measures
 from pipelines.recipe import Training
 from pipelines.steps import Context
+from pipelines.trainable import start_of
 from trainers.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+# Of train.config, what decides the speed alone: a run that was killed for want of memory goes on with smaller parts.
+HOW = ("threads", "checkpoint_every", "part_tokens", "sharded", "compile")
 
 
 class TrainingError(RuntimeError):
@@ -82,8 +89,23 @@ def train(context: Context, spec: Training, manifests: Mapping[str, Any], heldou
     results = train_all(context, jobs, spec.tasks)
     told = ("steps", "tokens", "loss", "seconds", "tokens_per_second", "data_wait", "parameters")
     training = {job.name: {k: result[k] for k in told} for job, result in zip(jobs, results, strict=True)}
+    for job in jobs[: len(spec.mixtures)]:  # of one seed: the others read the same documents
+        if lost := unread(store.read_json(f"{job.out}/data.json") or {}):
+            log.warning("%s: %s", job.name, lost)
     compared = compare(context.run, spec) if heldout else {}
     return {"training": training} | compared | (compare_tasks(context.run, spec) if spec.tasks else {})
+
+
+def unread(data: Mapping[str, Any]) -> str | None:
+    """What of a pass is not read since rows are too short, from data.json of a training run; None: nothing."""
+    ends = sum(source["cut_off"] for phase in data.get("phases", ()) for source in phase["sources"].values())
+    tokens, dropped = data.get("tokens_truncated", 0) - ends, data.get("documents_dropped", 0)
+    if tokens <= 0 and not dropped:
+        return None
+    return (
+        f"rows are too short for documents; {dropped:,} are left out, and {tokens:,} tokens cut off others "
+        f"({data['tokens']:,} tokens of a pass are read): raise row_length, or see `long` in docs/sft.md"
+    )
 
 
 def train_all(context: Context, jobs: list[Job], tasks: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -133,7 +155,7 @@ def _jobs(run: str, spec: Training, manifests: Mapping[str, Any], heldout: str |
         out = Path(run) / "training" / mixture / f"seed{seed}"
         config = {"threads": threads} | spec.config | {"seed": seed}
         start = _start(spec.config["start"], seed) if spec.config.get("start") else {}
-        decisive = {k: v for k, v in config.items() if k != "threads"} | start
+        decisive = {k: v for k, v in config.items() if k not in HOW} | start
         read = [_contents({k: v for k, v in spec.config.items() if k != "start"})]
         if "format" in spec.config:  # it reads more columns than the manifest's digest knows
             read += [f["digest"] for source in manifests[mixture]["sources"].values() for f in source["files"]]
@@ -147,7 +169,7 @@ def _jobs(run: str, spec: Training, manifests: Mapping[str, Any], heldout: str |
 
 def _start(given: Any, seed: int) -> dict[str, str]:
     """What training goes on from, and its digest: of RUN/training/MIXTURE the run of the same seed."""
-    folder = Path(given) / f"seed{seed}" if (Path(given) / f"seed{seed}").is_dir() else Path(given)
+    folder = start_of(Path(given), seed)
     finished = folder / "result.json"
     try:
         digest = store.file_digest(str(finished)) if finished.is_file() else store.folder_digest(str(folder))

@@ -49,7 +49,9 @@ def collect(module: torch.nn.Module, optimiser: torch.optim.Optimizer) -> Tensor
 
 
 def save(folder: Path, tensors: Tensors, state: dict[str, Any], keep: int = 2) -> Path:
-    """Write checkpoint `state["step"]` below `folder` and remove all but the newest `keep`."""
+    """Write checkpoint `state["step"]` below `folder`; remove all but the newest `keep`, and later ones: a run that
+    writes this one had found them damaged.
+    """
     target = folder / f"step-{state['step']:09d}"
 
     def write(work: Path) -> None:
@@ -61,8 +63,10 @@ def save(folder: Path, tensors: Tensors, state: dict[str, Any], keep: int = 2) -
         (work / "state.json").write_text(json.dumps(state | {"files": digests, "packages": packages()}, indent=1))
 
     publish(target, write)
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+    there = sorted(folder.glob("step-*"))
+    place = there.index(target) + 1
+    for other in [*there[: max(0, place - keep)], *there[place:]]:
+        shutil.rmtree(other)
     return target
 
 

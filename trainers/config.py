@@ -10,11 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trainers.adapters import Adapter
 from trainers.average import Averaging
+from trainers.checkpoint import model_of
 from trainers.formats import Format
 from trainers.future_heads import FutureHeadsConfig
 from trainers.half import HalfFineTuning
 from trainers.masked_thought import MaskedThought
-from trainers.model import ModelConfig
+from trainers.model import ModelConfig, model_digest
 from trainers.objectives import CrossEntropy, Objective
 from trainers.reweigh import QTuning, SSToken
 from trainers.reweigh_dynamic import Dynamic
@@ -90,9 +91,13 @@ class TrainConfig(BaseModel):
         return self.precision == "bf16" or (self.precision == "auto" and has_bf16(self.device))
 
     def identity(self) -> dict[str, Any]:
-        """The fields that a resumed run must share."""
-        fields = self.model_dump(mode="json", exclude=HOW)
-        return fields | {"bf16": self.bf16}
+        """What a resumed run must share: the fields that decide, and the content of the models that are read."""
+        fields = self.model_dump(mode="json", exclude=HOW) | {"bf16": self.bf16}
+        named = [(self.objective, "teacher"), (self.objective, "base"), (self.reweigh, "history")]
+        folders = [getattr(part, name, None) for part, name in named]
+        folders.append(model_of(self.start) if self.start else None)
+        digests = {str(folder): model_digest(folder) for folder in folders if folder is not None}
+        return fields | ({"models": digests} if digests else {})
 
 
 class Result(BaseModel):

@@ -113,22 +113,28 @@ class Batches:
     def batch(self, step: int, most: int | None = None) -> Batch:
         """The batch of a step (0, 1, …): rows `step * rows` up to the next step's, counted through all passes.
 
-        most: tokens that are left to read; the batch is cut after so many, the last piece too.
+        most: tokens that are left to read; the batch is cut after so many, the last piece too. A rest of less than a
+        row, which might be a prompt alone, is no step of its own: the batch takes it too.
         """
-        row, stop = step * self.rows, (step + 1) * self.rows
+        row = (step + 1) * self.rows
+        parts = self._rows(step * self.rows, row)
+        while most is not None and 0 < most - sum(int(part[2].sum()) for part in parts) < self.row_length:
+            parts, row = parts + self._rows(row, row + 1), row + 1
+        document, start, length = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        length = first_tokens(length, most)
+        return gather(self.corpus, document[: len(length)], start[: len(length)], length)
+
+    def _rows(self, row: int, stop: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Documents, starts and lengths of the pieces of some rows, in one part for each pass they lie in."""
         parts = []
         while row < stop:
             number = self._pass_of(row)
             plan, first = self._plan(number), self._first_row[number]
             last = min(stop - first, plan.rows)
-            parts.append((plan, plan.offsets[row - first], plan.offsets[last]))
+            a, b = plan.offsets[row - first], plan.offsets[last]
+            parts.append((plan.document[a:b], plan.start[a:b], plan.length[a:b]))
             row = first + last
-        document, start, length = (
-            np.concatenate([getattr(plan, field)[a:b] for plan, a, b in parts])
-            for field in ("document", "start", "length")
-        )
-        length = first_tokens(length, most)
-        return gather(self.corpus, document[: len(length)], start[: len(length)], length)
+        return parts
 
     def plan_report(self) -> dict[str, Any]:
         """Of the first pass: pieces, rows, fill (share of the rows that holds tokens), what became of long documents

@@ -2,7 +2,7 @@
 
 Every process plans the same batch and takes its share of the pieces, so what a step learns from does not depend on how
 many there are: a run may go on with another number. Sums over more processes are added in another order, so the bits
-then differ in the last place; with the same number they are the same.
+then differ in the last place, and dropout draws other numbers; with the same number of processes all is the same.
 
 Whole models (the default): every process holds the model, gradients are added in one exchange per step. Sharded: each
 holds a part of every matrix and of the optimiser's moments (FSDP), for models that do not fit one device.
@@ -14,10 +14,13 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 import torch
 from torch import distributed
+
+PATIENCE = timedelta(days=7)  # others wait while the first process tokenises and evaluates; torchrun sees who died
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,8 @@ def world(device: str) -> Iterator[World]:
     if ranks == 1:
         yield World(device=device)
         return
-    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", rank=rank, world_size=ranks)
+    kind = "nccl" if device.startswith("cuda") else "gloo"
+    distributed.init_process_group(kind, rank=rank, world_size=ranks, timeout=PATIENCE)
     try:
         yield World(rank, ranks, device)
     finally:

@@ -44,6 +44,11 @@ class Learner(torch.nn.Module):
         self._frozen = (frozen,)  # in a tuple it is no part of this module: not trained, not saved
 
     @property
+    def frozen(self) -> PreTrainedModel | None:
+        """What the objective compares with."""
+        return self._frozen[0]
+
+    @property
     def device(self) -> torch.device:
         """Of the tensors."""
         device: torch.device = self.model.device
@@ -54,7 +59,7 @@ class Learner(torch.nn.Module):
         targets = torch.from_numpy(batch.targets).to(self.device)
         weights = None if batch.weights is None else torch.from_numpy(batch.weights).to(self.device)
         hidden, output = hidden_states(self.model, batch), head(self.model)
-        (frozen,), objective = self._frozen, self.objective
+        frozen, objective = self.frozen, self.objective
         compared = frozen is not None and objective is not None and objective.reads_other(progress)
         other = other_states(frozen, batch) if compared else None
         keys = token_keys(batch) if objective is not None and objective.reads_keys else None

@@ -148,7 +148,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     if not path.is_file():
         raise ValueError(f"{folder} is no mixture: it has no manifest.json; make one with `corpusmill mix`")
-    manifest = json.loads(path.read_text())
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+        if not {"digest", "tokenizer", "sources"} <= manifest.keys():
+            raise ValueError("it lacks digest, tokenizer or sources")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is no whole manifest ({error}); make it anew with `corpusmill mix`") from error
     if not manifest["sources"]:
         raise ValueError(f"{path} names no source; a mixture needs at least one")
     for name, source in manifest["sources"].items():

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import xxhash
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from trainers import attention, checkpoint
 from trainers.adapters import head_matrix
 from trainers.data import Batch
 from trainers.formats import Template
 from trainers.loss import token_losses
-from trainers.mixture import Corpus
+from trainers.mixture import Corpus, file_digest
 from trainers.tokenise import end_token
+from transforms import model_folder
 
 if TYPE_CHECKING:
     from trainers.config import TrainConfig
+
+
+def _causal_model(folder: Path) -> Path:
+    model_folder.check_model_folder(folder, model_folder.CAUSAL)
+    return folder
+
+
+ModelPath = Annotated[Path, AfterValidator(_causal_model)]  # folder of a causal language model, checked when named
 
 
 class ModelConfig(BaseModel):
@@ -64,31 +77,56 @@ def new_model(config: ModelConfig, corpus: Corpus, row_length: int, seed: int) -
 
 
 def make_model(config: TrainConfig, corpus: Corpus, device: str) -> PreTrainedModel:
-    """The model of a run on its device. ValueError if a model to go on from does not fit tokenizer or row length."""
+    """The model of a run on its device. ValueError: one to go on from is not whole or cannot read the mixture."""
     if config.start is None:
         return new_model(config.model, corpus, config.row_length, config.seed).to(device)
-    folder = checkpoint.model_of(config.start)
+    folder = _causal_model(checkpoint.model_of(config.start))
     torch.manual_seed(config.seed)
     model = load_model(folder)
-    size, longest = model.config.vocab_size, model.config.max_position_embeddings
-    if size < corpus.vocabulary or longest < config.row_length:
-        raise ValueError(
-            f"{folder} has {size} token embeddings and positions up to {longest}; the mixture's tokenizer "
-            f"has {corpus.vocabulary} tokens, row_length is {config.row_length}: mix with the model's own tokenizer"
-        )
+    check_reads(model, folder, corpus.tokenizer, config.row_length)
     return model.to(device)
 
 
+def check_reads(model: PreTrainedModel, folder: Path, tokenizer: Path, row_length: int) -> None:
+    """ValueError unless the model of `folder` can read a mixture with that tokenizer (folder) in rows of that length.
+
+    Either may have added tokens that the other lacks, if there are embeddings for them.
+    """
+    files = [Tokenizer.from_file(str(f / "tokenizer.json")) for f in (folder, tokenizer)]
+    own, mixed = (file.get_vocab() for file in files)
+    size, most = model.get_input_embeddings().weight.shape[0], 1 + max(mixed.values())
+    longest = getattr(model.config, "max_position_embeddings", row_length)
+    if size < most:
+        raise ValueError(
+            f"{folder} has {size} token embeddings and the mixture's tokenizer {most} tokens: "
+            "mix with the model's own tokenizer"
+        )
+    if longest < row_length:
+        raise ValueError(f"{folder} reads {longest} tokens at once, row_length is {row_length}: lower it")
+    learned = set().union(*(file.get_vocab(with_added_tokens=False) for file in files))
+    both = learned | (own.keys() & mixed.keys())
+    differ = sorted(token for token in both if own.get(token) != mixed.get(token))
+    if differ:
+        raise ValueError(
+            f"{folder} has other ids than the mixture's tokenizer for {len(differ)} tokens ({differ[0]!r}: "
+            f"{own.get(differ[0])}, there {mixed.get(differ[0])}); mix with the model's own tokenizer"
+        )
+
+
 def load_model(folder: Path) -> PreTrainedModel:
-    """A causal language model from a folder: safetensors only, no remote code, nothing downloaded."""
-    return AutoModelForCausalLM.from_pretrained(
-        folder,
-        attn_implementation=attention.NAME,
-        dtype=torch.float32,
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-    )
+    """A causal language model from a folder: safetensors only, no remote code, nothing downloaded.
+
+    Raises ValueError: it cannot be loaded, or tensors are missing.
+    """
+    found: PreTrainedModel
+    found, _ = model_folder.load_model("AutoModelForCausalLM", folder, attn_implementation=attention.NAME)
+    return found
+
+
+def model_digest(folder: Path) -> str:
+    """Of the files of a model that decide what it says; of a folder that is not there, of none."""
+    files = sorted(p for p in folder.glob("*") if p.suffix == ".safetensors" or p.name == "config.json")
+    return xxhash.xxh3_128_hexdigest("".join(file_digest(p) for p in files).encode())
 
 
 def save_model(model: PreTrainedModel, tokenizer: Path, folder: Path, conversations: bool = False) -> None:
@@ -102,6 +140,7 @@ def save_model(model: PreTrainedModel, tokenizer: Path, folder: Path, conversati
         template = Template(tokenizer, end)
         fast.chat_template = template.source
         model.generation_config.eos_token_id = sorted({*fast.convert_tokens_to_ids([end, template.stop])})
+    disable_progress_bar()
     model.config.use_cache = True  # for those who generate with it
     model.save_pretrained(folder)
     model.config.use_cache = False
@@ -129,16 +168,22 @@ def layers(model: PreTrainedModel) -> list[torch.nn.Module]:
     return list(model.base_model.layers)
 
 
-def training_flops(model: PreTrainedModel, lengths: np.ndarray) -> float:
-    """Multiplications and additions of a forward and backward pass over documents of the given lengths (int [n]).
+def training_flops(model: PreTrainedModel) -> Callable[[np.ndarray], float]:
+    """Multiplications and additions of a forward and backward pass over documents of given lengths (int [n]).
 
-    6 per weight of a matrix and token, and 6 per layer, width and pair of positions that see each other
-    (arXiv 2204.02311, appendix B); the embedding is looked up, the head counts.
+    6 per weight of a matrix and token, 4 for those that are not trained, and 12 per layer, width and pair of positions
+    of which one sees the other (arXiv 2204.02311, appendix B); the embedding is looked up, the head counts.
     """
-    tables = {id(p) for p in (model.get_input_embeddings().weight, head(model))}
-    weights = sum(p.numel() for p in model.parameters() if p.ndim >= 2 and id(p) not in tables) + head(model).numel()
-    seen = (lengths.astype(np.float64) ** 2).sum()
-    return float(6 * weights * lengths.sum() + 6 * model.config.num_hidden_layers * model.config.hidden_size * seen)
+    tables = {id(p) for p in model.get_input_embeddings().parameters()}
+    within = [p for p in model.base_model.parameters() if p.ndim >= 2 and id(p) not in tables]
+    matrices = [*within, *(p for p in model.get_output_embeddings().parameters() if p.ndim >= 2)]
+    per_token = sum(p.numel() * (6 if p.requires_grad else 4) for p in matrices)
+    per_pair = 12 * model.config.num_hidden_layers * model.config.hidden_size
+
+    def flops(lengths: np.ndarray) -> float:
+        return float(per_token * lengths.sum() + per_pair * (lengths.astype(np.float64) ** 2).sum() / 2)
+
+    return flops
 
 
 @torch.no_grad()

@@ -24,24 +24,14 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from tokenizers import Tokenizer
+from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedModel
 
 from trainers.data import Batch
 from trainers.loss import Chunk, Other, Target
-from trainers.model import head, hidden_states, load_model
+from trainers.model import ModelPath, check_reads, head, hidden_states, load_model
 from trainers.token_scores import piece_keys
 from transforms.draws import mix64, seeded
-from transforms.model_folder import CAUSAL, check_model_folder
-
-
-def _causal_model(folder: Path) -> Path:
-    check_model_folder(folder, CAUSAL)
-    return folder
-
-
-ModelPath = Annotated[Path, AfterValidator(_causal_model)]  # folder of a causal language model, checked when named
 
 
 class _Loss(BaseModel):
@@ -190,7 +180,12 @@ def frozen_model(
         return None
     frozen = copy.deepcopy(model) if folder is None else load_model(folder).to(model.device)
     if folder is not None:
-        _check_fits(folder, frozen, model, tokenizer, row_length)
+        if len(head(frozen)) != len(head(model)):
+            raise ValueError(
+                f"{folder} predicts {len(head(frozen))} tokens, the trained model {len(head(model))}; "
+                "give a model with the same tokenizer"
+            )
+        check_reads(frozen, folder, tokenizer, row_length)
     return frozen.requires_grad_(False).eval()
 
 
@@ -209,23 +204,3 @@ def _other(chunk: Chunk) -> torch.Tensor:
     if chunk.other is None:
         raise ValueError("this objective compares with a frozen model: give what other_states returns")
     return chunk.other
-
-
-def _check_fits(
-    folder: Path, frozen: PreTrainedModel, model: PreTrainedModel, tokenizer: Path, row_length: int
-) -> None:
-    found, wanted = len(head(frozen)), len(head(model))
-    if found != wanted:
-        raise ValueError(
-            f"{folder} predicts {found} tokens, the trained model {wanted}; give a model with the same tokenizer"
-        )
-    own, mixed = (Tokenizer.from_file(str(f / "tokenizer.json")).get_vocab() for f in (folder, tokenizer))
-    differ = sorted(token for token in own.keys() | mixed.keys() if own.get(token) != mixed.get(token))
-    if differ:
-        raise ValueError(
-            f"{folder} has other ids than the mixture's tokenizer for {len(differ)} tokens ({differ[0]!r}: "
-            f"{own.get(differ[0])}, there {mixed.get(differ[0])}); give a model with the same tokenizer"
-        )
-    longest = getattr(frozen.config, "max_position_embeddings", None)
-    if longest is not None and longest < row_length:
-        raise ValueError(f"{folder} was made for contexts of up to {longest} tokens, row_length is {row_length}")

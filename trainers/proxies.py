@@ -120,8 +120,9 @@ def _corpus(folder: Path, tables: Mapping[str, pa.Table], tokenizer: Path) -> Co
         pq.write_table(rows, path)
         file = {"path": path.name, "documents": len(rows), "digest": file_digest(path)}
         sources[name] = {"documents": len(rows), "epochs": 1.0, "files": [file]}
-    manifest = {"tokenizer": {"path": str(tokenizer), "digest": file_digest(tokenizer / "tokenizer.json")}}
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"sources": sources}))
+    digest = "".join(source["files"][0]["digest"] for source in sources.values())
+    own = {"path": str(tokenizer), "digest": file_digest(tokenizer / "tokenizer.json")}
+    (folder / "manifest.json").write_text(json.dumps({"digest": digest, "tokenizer": own, "sources": sources}))
     return open_mixture(folder, folder)
 
 

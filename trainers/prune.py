@@ -33,9 +33,9 @@ from tokenizers import Tokenizer
 from trainers.critical_tokens import contrast
 from trainers.data import Batch, gather
 from trainers.formats import conversation
-from trainers.mixture import Corpus, file_digest, read_manifest
-from trainers.model import check_packing
-from trainers.reweigh import ModelFolder, QTuning, Share, SSToken, frozen_model
+from trainers.mixture import Corpus, read_manifest
+from trainers.model import ModelPath, check_packing, check_reads, model_digest
+from trainers.reweigh import QTuning, Share, SSToken, frozen_model
 from trainers.token_scores import Answers, Step, losses_and_entropies
 from trainers.token_weights import keys
 from trainers.tokenise import load_tokenizer
@@ -89,7 +89,7 @@ class Method(BaseModel):
 class FrozenQTuning(QTuning, Method):
     """Q-Tuning with a model that stands still (arXiv 2509.23873)."""
 
-    model: ModelFolder
+    model: ModelPath
 
     def judge(self, pool: Pool) -> np.ndarray:
         return self.weights(frozen_model(self.model, pool.device), pool.batch, Step())
@@ -98,7 +98,7 @@ class FrozenQTuning(QTuning, Method):
 class FrozenSSToken(SSToken, Method):
     """ssToken between two models that stand still (arXiv 2510.18250)."""
 
-    model: ModelFolder  # the later one, whose attention counts
+    model: ModelPath  # the later one, whose attention counts
 
     def judge(self, pool: Pool) -> np.ndarray:
         return self.weights(
@@ -110,8 +110,8 @@ class ExcessLoss(Method):
     """The tokens of a pool whose loss exceeds that of a reference model most (Rho-1, arXiv 2404.07965)."""
 
     method: Literal["excess_loss"] = "excess_loss"
-    model: ModelFolder  # the one that is to learn
-    reference: ModelFolder  # one trained on what is to be learned
+    model: ModelPath  # the one that is to learn
+    reference: ModelPath  # one trained on what is to be learned
     tokens: Share = 0.6  # of the pool's
 
     def judge(self, pool: Pool) -> np.ndarray:
@@ -129,8 +129,8 @@ class CriticalTokens(Method):
     (cDPO, arXiv 2411.19943): times the weight a target had."""
 
     method: Literal["critical_tokens"] = "critical_tokens"
-    positive: ModelFolder  # trained on right solutions
-    negative: ModelFolder  # trained on wrong ones
+    positive: ModelPath  # trained on right solutions
+    negative: ModelPath  # trained on wrong ones
     beta: float = Field(default=1.0, ge=0)
     rejected: bool = False
 
@@ -242,7 +242,7 @@ def _card(corpus: Corpus, mixture: Path, spec: Method) -> dict[str, Any]:
 
     manifest = read_manifest(mixture)
     parameters = spec.model_dump(mode="json", exclude={"method"})
-    models = {name: _folder_digest(folder) for name, folder in spec.folders().items()}
+    models = {name: model_digest(folder) for name, folder in spec.folders().items()}
     method: str = spec.method  # type: ignore[attr-defined]
     card = {"tokenizer": manifest["tokenizer"]["digest"], "mixture": manifest["digest"], "tokens_digest": corpus.digest}
     card |= {"method": method, "parameters": parameters, "models": models}
@@ -251,25 +251,11 @@ def _card(corpus: Corpus, mixture: Path, spec: Method) -> dict[str, Any]:
     return card | {"key": xxhash.xxh3_128_hexdigest(json.dumps(decisive, sort_keys=True).encode())}
 
 
-def _folder_digest(folder: Path) -> str:
-    """Of the files of a model that decide what it says."""
-    import xxhash
-
-    files = sorted(p for p in folder.iterdir() if p.suffix == ".safetensors" or p.name == "config.json")
-    return xxhash.xxh3_128_hexdigest("".join(file_digest(p) for p in files).encode())
-
-
 def _check_models(corpus: Corpus, mixture: Path, spec: Method, device: str) -> None:
     probe = _pool(corpus, mixture, np.arange(min(4, len(corpus))), spec.row_length, device).batch
-    for name, folder in spec.folders().items():
+    for folder in spec.folders().values():
         model = frozen_model(folder, device)
-        size, longest = model.config.vocab_size, getattr(model.config, "max_position_embeddings", spec.row_length)
-        if size < corpus.vocabulary or longest < min(spec.row_length, int(corpus.length.max())):
-            raise ValueError(
-                f"{name}: {folder} has {size} token embeddings and positions up to {longest}; the mixture's tokenizer "
-                f"has {corpus.vocabulary} tokens, row_length is {spec.row_length}: give a model of the mixture's own "
-                "tokenizer, and a row_length it can read"
-            )
+        check_reads(model, folder, corpus.tokenizer, min(spec.row_length, int(corpus.length.max())))
         check_packing(model, probe)
 
 

@@ -24,30 +24,25 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedModel
 
 from trainers.data import Batch
-from trainers.model import load_model
+from trainers.model import ModelPath, check_packing, check_reads, load_model
 from trainers.token_scores import Answers, Step, losses_and_attention, losses_and_entropies, piece_keys
 from transforms.quadrants import MISTAKE, sample_stage
 from transforms.token_pruning import keep_share, self_modulated, smoothed_perplexity
 
-
-def _model_folder(folder: Path) -> Path:
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is no model folder: it has no config.json")
-    return folder
-
-
 Share = Annotated[float, Field(gt=0, le=1)]
-ModelFolder = Annotated[Path, AfterValidator(_model_folder)]
 
 
 class Reweighing(BaseModel):
     """A rule for the loss weights of a step."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def check(self, device: str, tokenizer: Path, row_length: int, batch: Batch) -> None:
+        """Before the first step, with a batch of the run. ValueError: a model compared with cannot read the mixture."""
 
     def weights(self, model: PreTrainedModel, batch: Batch, step: Step) -> np.ndarray:
         """float32 [tokens]: the new loss weights of the batch's targets, 0 for those that are pruned.
@@ -85,10 +80,15 @@ class SSToken(Reweighing):
     """Keeps the tokens of each sample that the model has come to predict better and that look at the prompt."""
 
     method: Literal["sstoken"] = "sstoken"
-    history: ModelFolder  # what the run's progress is measured against, as a rule the model it starts from
+    history: ModelPath  # what the run's progress is measured against, as a rule the model it starts from
     gamma: float = Field(default=0.5, ge=0, le=1)  # share of the progress in the score; the rest is attention
     tokens: Share = 0.6  # ρ: of each sample's tokens
     warmup: float = Field(default=0.0, ge=0, le=1)  # share of the budget during which attention alone decides
+
+    def check(self, device: str, tokenizer: Path, row_length: int, batch: Batch) -> None:
+        history = frozen_model(self.history, device)
+        check_reads(history, self.history, tokenizer, row_length)
+        check_packing(history, batch)
 
     def weights(self, model: PreTrainedModel, batch: Batch, step: Step) -> np.ndarray:
         before, _ = losses_and_entropies(frozen_model(self.history, str(model.device)), batch, step)

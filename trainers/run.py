@@ -59,6 +59,7 @@ class Run:
         self.sharded = config.sharded and self.world.ranks > 1
         self.learner = self._learner()
         self.model = self.learner.model
+        self.flops = training_flops(self.model)
         self.optimiser = make_optimiser(self.learner, config)
         self.average = MovingAverage(self.learner, config.average) if config.average else None
         self.budget = self._report()
@@ -74,7 +75,12 @@ class Run:
         if self.config.compile:
             for layer in layers(learner.model):
                 layer.mlp.compile(dynamic=True)
-        check_packing(learner.model, self.batches.batch(0))
+        first = self.batches.batch(0)
+        for model in (learner.model, learner.frozen):
+            if model is not None:
+                check_packing(model, first)
+        if self.config.reweigh is not None:
+            self.config.reweigh.check(str(learner.device), self.corpus.tokenizer, self.config.row_length, first)
         if self.sharded:
             shard(learner, layers(learner.model), self.world.device)
         return learner
@@ -88,7 +94,7 @@ class Run:
         if self.world.first:
             for number, phase in enumerate(report["realised"]):
                 if not phase["tokens"]:
-                    log.warning("phase %s of the mixture is never reached: the budget of %s ends before", number, budget)
+                    log.warning("phase %s of the mixture is never reached: the budget is %s tokens", number, budget)
             checkpoint.publish_json(self.out / "data.json", report)
             log.info("data: %s", json.dumps(report))
         return budget
@@ -121,6 +127,7 @@ class Run:
         """Write a checkpoint; every process has to come here, the first one writes."""
         tensors = replace(checkpoint.collect(self.learner, self.optimiser), more=self._more())
         if self.world.first:
+            self.log.flush()
             state = {"step": self.step, "tokens": self.tokens, "by_source": self.by_source.tolist()}
             state |= {"seconds": self.seconds, "waited": self.waited, "log_bytes": self.log.sizes}
             state |= {"identity": self.identity, "processes": self.world.ranks}
@@ -151,7 +158,7 @@ class Run:
     def train(self) -> None:
         """Steps until the token budget is spent, with a line of log each and a checkpoint now and then."""
         reported = time.monotonic()
-        self.model.train()
+        self.learner.train()
         if self.step == 0:
             self._measure()
         while self.tokens < self.budget:
@@ -188,11 +195,15 @@ class Run:
         for group in self.optimiser.param_groups:
             group["lr"] = lr
         self._seed()
-        learned = self._learned(batch)
+        try:
+            learned = self._learned(batch)
+        except FloatingPointError as error:
+            raise FloatingPointError(self._not_finite(batch, str(error))) from error
         mine = learned.share(self.world.rank, self.world.ranks)
         losses = backward(self.learner, mine, self.config, self.tokens / self.budget, self.world)
         if not (math.isfinite(losses.loss) and math.isfinite(losses.norm)):
-            raise FloatingPointError(self._not_finite(batch, losses.loss, losses.norm))
+            found = f"loss {losses.loss}, gradient norm {losses.norm} at step {self.step + 1}"
+            raise FloatingPointError(self._not_finite(batch, found))
         self.optimiser.step()
         if self.learner.adapted is not None:
             self.learner.adapted.allocate(self.step + 1)
@@ -205,7 +216,7 @@ class Run:
         self._count(batch)
         line = {"step": self.step, "tokens": tokens, "loss": losses.nats, "lr": lr, "grad_norm": losses.norm}
         line |= {"tokens_s": round(len(batch.targets) / seconds, 1), "data_wait": round(waited / seconds, 5)}
-        line |= {"flop_s": round(training_flops(self.model, learned.lengths) / seconds)}
+        line |= {"flop_s": round(self.flops(learned.lengths) / seconds)}
         line["objective"] = losses.loss
         if learned.weights is not None:
             line["targets"] = int((learned.weights > 0).sum())
@@ -232,13 +243,12 @@ class Run:
         source = self.corpus.source[batch.documents]
         self.by_source += np.bincount(source, weights=batch.lengths, minlength=len(self.by_source)).astype(np.int64)
 
-    def _not_finite(self, batch: Batch, loss: float, norm: float) -> str:
+    def _not_finite(self, batch: Batch, found: str) -> str:
         documents = np.unique(batch.documents)
         names = ", ".join(self.corpus.names(documents[:20])) + (" …" if len(documents) > 20 else "")
         kept = checkpoint.newest(self.out / "checkpoints")
         return (
-            f"loss {loss}, gradient norm {norm} at step {self.step + 1}; "
-            f"last good checkpoint: {kept[0] if kept else None}. Lower lr (now {self.config.lr}) "
+            f"{found}; last good checkpoint: {kept[0] if kept else None}. Lower lr (now {self.config.lr}) "
             f"or look at the documents of the batch: {names}"
         )
 
@@ -254,7 +264,7 @@ def backward(
     world = world or World()
     device, weight = learner.device, world.total(batch.weight)
     if not weight:
-        raise ValueError("no token of the batch is to be learned: its targets all weigh 0; raise batch_tokens")
+        raise ValueError("no token of the batch is to be learned, all weigh 0; raise tokens or batch_tokens")
     loss, nats = (torch.zeros((), device=device) for _ in range(2))
     parts = batch.parts(config.part_tokens)
     sharded = config.sharded and world.ranks > 1

@@ -55,9 +55,10 @@ def train(config: TrainConfig, mixture: Path, out: Path, heldout: Path | None = 
         processes.wait()
         corpus = open_mixture(mixture, out.parent, config.format)
         held = open_mixture(heldout, out.parent, config.heldout_format) if heldout and processes.first else None
-        identity = processes.same(config.identity() | {"data": corpus.digest, "heldout": held.digest if held else None})
+        mine = {"data": corpus.digest, "heldout": held.digest if held else None}
+        identity = processes.same(config.identity() | mine if processes.first else None)
         assert isinstance(identity, dict)
-        if (out / "result.json").exists():
+        if processes.same((out / "result.json").exists()):
             result = Result.model_validate_json((out / "result.json").read_text())
             check_identity(out, result.identity, identity)
             return result

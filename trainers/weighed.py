@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,8 +67,10 @@ class Weighed(Fit):
     @field_validator("proxy")
     @classmethod
     def _trainable(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if others := sorted(value.keys() - set(SETTINGS)):
-            raise ValueError(f"{', '.join(others)}: no setting of a proxy; there is {', '.join(SETTINGS)}")
+        for other in sorted(value.keys() - set(SETTINGS)):
+            near = difflib.get_close_matches(other, SETTINGS, 1)
+            meant = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(SETTINGS)}"
+            raise ValueError(f"{other}: no setting of a proxy; {meant}")
         if value:  # importing torch takes seconds
             try:
                 cls._config(value, 0)

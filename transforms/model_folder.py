@@ -39,7 +39,7 @@ def check_model_folder(path: Path, kinds: Sequence[str]) -> ModelFolder:
     Raises:
         ValueError: it does not; the message names the file, what was found and what was expected.
     """
-    if not path.is_dir():
+    if not (path / "config.json").is_file():
         raise ValueError(f"no model folder at {path}; give a folder with config.json, tokenizer.json and *.safetensors")
     config = _json(path / "config.json")
     if "auto_map" in config:

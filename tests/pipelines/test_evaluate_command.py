@@ -111,4 +111,4 @@ def test_mistakes(arguments: tuple[str, ...], words: str, toy_causal: Path, file
 
 def test_a_folder_without_a_model(files: Path) -> None:
     made = corpusmill(files, "--tasks", files / "next.parquet")
-    assert made.exit_code == 2 and "config.json cannot be read" in made.stderr
+    assert made.exit_code == 2 and "no model folder at" in made.stderr

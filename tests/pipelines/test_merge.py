@@ -37,6 +37,7 @@ def test_average_with_weights(models, tmp_path):
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout.splitlines()[-1])["merge"]
     assert [model["factor"] for model in told["models"]] == [0.25, 0.25]
+    assert f"0.5 of {models[0]}\n0.25 of {models[1]}" in done.stdout and "/out: average\n" in done.stdout
     read = [load_file(folder / "model.safetensors") for folder in (*models, tmp_path / "out")]
     for name, merged in read[-1].items():
         assert torch.allclose(merged, 0.5 * read[0][name] + 0.25 * read[1][name] + 0.25 * read[2][name], atol=1e-6)

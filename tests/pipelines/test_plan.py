@@ -13,7 +13,7 @@ import pytest
 from pipelines import shards
 from pipelines.plan import Plan
 from pipelines.recipe import RecipeError, Training, parse
-from pipelines.train import TrainingError, _jobs, compare
+from pipelines.train import TrainingError, _jobs, compare, unread
 
 
 @pytest.fixture
@@ -124,6 +124,22 @@ def test_every_part_may_use_what_is_there_by_then(folder: Path, toy_tokenizer: P
             {"train": {"mixtures": ["all"], "target": ["wbe"]}},
             "train.target: no source 'wbe'; did you mean 'web'?",
         ),
+        (
+            {"train": {"mixtures": ["all"], "config": {"objective": {"kind": "asft", "wieght": 1}}}},
+            "train.config.objective.wieght: no such key; did you mean 'weight'?",
+        ),
+        (
+            {"train": {"mixtures": ["all"], "config": {"objective": {"kind": "cross_entropy", "x": 1}}}},
+            "train.config.objective.x: no such key; there is kind",
+        ),
+        (
+            {"fit": {"f": {"method": "doremi", "sources": ["web", "dcos"]}}},
+            "fit.f.sources: no source 'dcos'; did you mean 'docs'?",
+        ),
+        (
+            {"fit": {"f": {"method": "regmix", "sources": ["web", "docs"], "target": ["wbe"]}}},
+            "fit.f.target: no source 'wbe'; did you mean 'web'?",
+        ),
     ],
 )
 def test_each_mistake_is_found_without_work(
@@ -167,6 +183,45 @@ def test_a_tokenizer_without_end_token_cannot_be_trained_with(
         check(folder, made / "mine.json", train={"mixtures": ["all"]})
 
 
+def test_what_training_reads_is_looked_at_before_any_work(folder: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
+    """The model to go on from, its longest row, token weights, the columns of the format."""
+    for seed in (0, 1):
+        model = tmp_path / "training" / f"seed{seed}" / "model"
+        model.mkdir(parents=True)
+        (model.parent / "checkpoints").mkdir()
+        (model / "config.json").write_text('{"max_position_embeddings": 256}')
+    (tmp_path / "weights").mkdir()
+    start = str(tmp_path / "training")
+
+    def wanted(**config: Any) -> dict[str, Any]:
+        return {"mixtures": ["all"], "seeds": [0, 1], "config": config}
+
+    for config, line in [
+        ({"start": "/nowhere"}, "train.config.start: no model at /nowhere; give a model folder, or RUN"),
+        ({"start": start, "row_length": 257}, "train.config.row_length: 257, but .*seed0/model reads 256 tokens"),
+        ({"format": {"weights": str(tmp_path / "weights")}}, "train.config.format.weights: .* holds no token weights"),
+        ({"format": {"kind": "prompt_completion"}}, "format.kind: reads the column 'prompt', which no shard has"),
+        ({"format": {"kind": "messages"}}, "format.kind: reads the column 'messages', which no shard has"),
+        ({"format": {"document_weight": "lat"}}, "document_weight: reads the column 'lat', .* did you mean 'late'"),
+    ]:
+        with pytest.raises(RecipeError, match=line):
+            check(folder, toy_tokenizer, train=wanted(**config))
+    check(folder, toy_tokenizer, train=wanted(start=start, row_length=256, format={"document_weight": "n"}))
+    with pytest.raises(RecipeError, match="reads the column 'late', which mixtures hold as `text`"):
+        check(folder, toy_tokenizer, text="late", train=wanted(format={"document_weight": "late"}))
+    (tmp_path / "training" / "seed1" / "model" / "config.json").unlink()
+    with pytest.raises(RecipeError, match=r"train\.config\.start: no model at .*seed1/model"):
+        check(folder, toy_tokenizer, train=wanted(start=start))
+
+
+def test_what_rows_are_too_short_for_is_told() -> None:
+    phases = [{"sources": {"a": {"cut_off": 7}, "b": {"cut_off": 3}}}]
+    data = {"phases": phases, "tokens_truncated": 10, "documents_dropped": 0, "tokens": 90}
+    assert unread(data) is None, "where a phase ends documents are cut by design"
+    assert "0 are left out, and 5 tokens cut off" in str(unread({**data, "tokens_truncated": 15}))
+    assert "2 are left out" in str(unread({**data, "documents_dropped": 2}))
+
+
 def test_training_keys_follow_the_model_to_start_from(tmp_path: Path) -> None:
     (tmp_path / "start").mkdir()
     (tmp_path / "mixtures" / "m" / "tokenizer").mkdir(parents=True)
@@ -185,6 +240,18 @@ def test_training_keys_follow_the_model_to_start_from(tmp_path: Path) -> None:
     (tmp_path / "start").rename(tmp_path / "gone")
     with pytest.raises(TrainingError, match=r"train\.config\.start: no model at"):
         key()
+
+
+def test_how_a_model_is_trained_is_no_part_of_its_key(tmp_path: Path) -> None:
+    (tmp_path / "mixtures" / "m" / "tokenizer").mkdir(parents=True)
+
+    def key(**config: Any) -> str:
+        [job] = _jobs(str(tmp_path), Training(mixtures=["m"], seeds=[0], config=config), {"m": {"digest": "d"}}, None)
+        assert job.arguments["config"].items() >= config.items()
+        return job.key
+
+    same = {key(), key(threads=3), key(part_tokens=512), key(checkpoint_every=7, compile=True)}
+    assert len(same) == 1 and key(lr=0.1) not in same and key(evaluate_every=5) not in same
 
 
 def test_a_target_without_held_out_documents_is_an_error(tmp_path: Path) -> None:

@@ -76,9 +76,11 @@ def test_pruning_by_a_model_and_once_only(mixture: Path) -> None:
     [
         (("q_tunning", "MIXTURE"), "no method 'q_tunning'; did you mean 'q_tuning'"),
         (("q_tuning", "MIXTURE"), "--set model: must be given"),
-        (("q_tuning", "MIXTURE", "--set", "model=nowhere"), "nowhere is no model folder"),
+        (("q_tuning", "MIXTURE", "--set", "model=nowhere"), "no model folder at nowhere"),
         (("key_tokens", "MIXTURE", "--set", "tols=x"), "--set tols: no such key"),
         (("key_tokens", "MIXTURE", "--set", "names=toolz"), "has no column 'toolz'"),
+        (("adverse_turns", "MIXTURE", "--set", "errors=[failed, 'no such']"), "no column 'messages'"),
+        (("adverse_turns", "MIXTURE", "--set", "errors=failed"), "--set errors: "),
         (("key_tokens", "MIXTURE", "--set", "format.weights=x"), "format.weights"),
         (("key_tokens", "MIXTURE", "--set", "format.kind=mesages"), "--set format.kind"),
         (("key_tokens", "MIXTURE", "--name", "../x"), "give the name of a folder"),

@@ -149,7 +149,7 @@ def test_every_section_of_a_finished_run(finished):
     ]
     assert found.sections() == expected
     words = " ".join(found.text)
-    assert re.search(r"Curated (is better than|did not win)", words)
+    assert re.search(r"curated (is better than|did not win)", words)
     assert "<i>bad.parquet" in words, "the quarantined shard is named, as text"
     digest = query(
         str(finished), "SELECT DISTINCT mixture_digest AS d FROM mixtures WHERE mixture = 'curated'"

@@ -139,6 +139,18 @@ def test_prompts_are_carried_beside_completions(tokenizer: Path, tmp_path: Path)
         assert corpus.copies.tolist() == [1] * 40 and (corpus.targets < corpus.length).all()
 
 
+def test_conversations_as_json_may_be_the_text(tokenizer: Path, tmp_path: Path) -> None:
+    talks = [json.dumps(talk(i)) for i in range(20)] + ["[]"]
+    (tmp_path / "talks").mkdir()
+    pq.write_table(pa.table({"messages": talks}), tmp_path / "talks" / "0.parquet")
+    config = {"mixtures": ["all"], "config": {"format": {"kind": "messages"}}}
+    given = recipe(tmp_path, tokenizer, text="messages", train=config)
+    Plan(parse(given), str(tmp_path / "run")).check(expand(given["sources"]))
+    run(parse(given), str(tmp_path / "run"), until="mix")
+    corpus = open_mixture(tmp_path / "run" / "mixtures" / "all", tmp_path / "cache", Format(kind="messages"))
+    assert (corpus.targets > 0).sum() == 20 and len(corpus.targets) == 21
+
+
 def test_spans_are_not_cut_out_of_conversations(folder: Path, tokenizer: Path, tmp_path: Path) -> None:
     given = recipe(folder, tokenizer, clean={"pii": {}})
     with pytest.raises(RecipeError, match="column 'talk' holds conversations, which mixtures carry as they are"):

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from pipelines import summary as module
 from pipelines.recipe import parse
@@ -90,3 +91,15 @@ def test_nothing_read_is_not_balanced(
     module.show(made)
     printed = capsys.readouterr().out
     assert "nothing was read" in printed and "balanced" not in printed
+
+
+def test_tokens_are_told_for_every_mixture(capsys: pytest.CaptureFixture[str]) -> None:
+    mixtures = {
+        "small": {"asked": {"books": 1000}, "epochs": {"books": 0.5}},
+        "repeated": {"asked": {"books": 7000, "forum": 20}, "epochs": {"books": 3.5, "forum": 1.0}},
+        "heldout": {"asked": {"books": 10}, "epochs": {"books": 1.0}},
+    }
+    sources = {"books": {"before": 2000, "after": 1000}, "forum": {"before": 20, "after": 0}}
+    Console(width=120).print(module._token_table(sources, mixtures))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert ["books", "2,000", "1,000", "7,000 (3.5 epochs)"] in rows and ["forum", "20", "0", "20"] in rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ def test_mixtures_have_the_weights_that_were_found(out: Path, name: str) -> None
     assert given == pytest.approx({s: w for s, w in found["weights"].items() if round(3000 * w)}, abs=1e-3)
     card = json.loads((out / "models" / name / "card.json").read_text())
     assert card["weights"] == found["weights"]
+    told = re.findall(r"weight of junk</td>\s*<td[^>]*>([0-9.]+)<", (out / "report.html").read_text())
+    assert f"{found['weights']['junk']:.4f}" in told
 
 
 def test_prose_is_found_to_help_prose(out: Path) -> None:
@@ -93,6 +96,7 @@ def test_nothing_is_fitted_twice_and_the_command_tells_the_card(recipe: dict[str
     result = CliRunner().invoke(app, ["fit", "doremi", str(out), "--name", "two", *arguments, "--json"])
     assert result.exit_code == 0, result.output
     card = json.loads(result.stdout.splitlines()[-1])["fit"]["card"]
+    assert f"weights: books {card['weights']['books']:.4f}, junk {card['weights']['junk']:.4f}" in result.stdout
     assert card["weights"].keys() == {"books", "junk"}
 
 

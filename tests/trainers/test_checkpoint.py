@@ -162,3 +162,29 @@ def test_a_kill_between_the_renames_of_publish_loses_nothing(tmp_path, monkeypat
     assert (target / "a").read_text() == "1"
     checkpoint.publish(target, lambda work: (work / "c").write_text("3"))
     assert [path.name for path in tmp_path.iterdir()] == [target.name] and (target / "c").exists()
+
+
+def test_a_checkpoint_is_kept_though_later_ones_are_damaged(tmp_path):
+    """A run that goes on before two damaged checkpoints must not take what it writes for the oldest."""
+    tensors = checkpoint.Tensors({"weight": torch.ones(2)}, {"step:weight": torch.ones(())})
+    for step in (10, 20):
+        path = checkpoint.save(tmp_path, tensors, {"step": step})
+        (path / "model.safetensors").write_bytes(b"")
+    assert checkpoint.newest(tmp_path) is None
+    for step in (5, 6, 7):
+        written = checkpoint.save(tmp_path, tensors, {"step": step})
+        assert checkpoint.newest(tmp_path)[0] == written
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-000000006", "step-000000007"]
+
+
+def test_tensorboard_of_a_killed_run_has_what_came_before_its_checkpoint(toy, tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = tmp_path / "seed0"
+    stop_after(monkeypatch, 9)
+    with pytest.raises(KilledError) as killed:
+        train(CONFIG, toy / "mixture", out)
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")][:7] == list(range(1, 8))
+    assert killed.tb is not None  # holds the run and its open files

@@ -75,6 +75,29 @@ def test_two_processes_learn_what_one_learns(toy, tmp_path, alone, sharded):
     assert_alike(out, alone)
 
 
+LORA = {"method": "lora", "options": {"target_modules": ["q_proj", "v_proj", "down_proj"], "r": 4}}
+WAYS = {
+    "whole": {"adapter": LORA, "reweigh": {"method": "q_tuning", "samples": 0.5}, "future_heads": {"heads": 1}}
+    | {"masked_thought": {"probability": 0.2}, "objective": {"kind": "asft"}, "average": {"decay": 0.9}},
+    "sharded": {"half": {"seed": 1}, "objective": {"kind": "asft"}, "future_heads": {"heads": 2}, "sharded": True},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_learn_what_one_learns_in_other_ways(toy, tmp_path, alone, way):
+    given = CONFIG.model_dump() | {"start": alone, "tokens": 5000} | WAYS[way]
+    config = TrainConfig.model_validate(given)
+    one = tmp_path / "one" / "seed0"
+    train(config, toy / "mixture", one, toy / "heldout")
+    launched, two = command(tmp_path, toy, 2, **dict(config))
+    run(launched)
+    assert_alike(two, one)
+    told = [
+        [json.loads(line).get("targets") for line in (o / "log.jsonl").read_text().splitlines()] for o in (one, two)
+    ]
+    assert told[0] == told[1]
+
+
 def test_a_run_killed_with_two_processes_goes_on_with_two_to_the_same_bits_and_with_one_alike(toy, tmp_path, alone):
     for name in ("straight", "killed", "changed"):
         (tmp_path / name).mkdir()

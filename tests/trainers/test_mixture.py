@@ -184,3 +184,12 @@ def test_the_config_names_the_end_token(folder, tmp_path, named):
     config.write_text(json.dumps({"eos_token": "<none>"}))
     with pytest.raises(ValueError, match=r"tokenizer\.json has no token <none> to end documents with"):
         open_mixture(folder, tmp_path)
+
+
+@pytest.mark.parametrize("spoil", [lambda text: text[:-40], lambda text: "[]", lambda text: '{"sources": {}}'])
+def test_a_manifest_that_is_not_whole_is_named(toy, tmp_path, spoil):
+    shutil.copytree(toy / "mixture", tmp_path / "mixture")
+    manifest = tmp_path / "mixture" / "manifest.json"
+    manifest.write_text(spoil(manifest.read_text()))
+    with pytest.raises(ValueError, match=r"manifest.json is no whole manifest .*make it anew with `corpusmill mix`"):
+        open_mixture(tmp_path / "mixture", tmp_path / "cache")

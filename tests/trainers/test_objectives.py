@@ -482,7 +482,7 @@ def test_asft_is_held_near_the_model_it_starts_from_unless_told_otherwise(corpus
 
 def test_frozen_models_that_do_not_fit_are_refused(corpus, teacher, tmp_path):
     model = new_model(SMALL, corpus, 64, seed=0)
-    with pytest.raises(ValueError, match="contexts of up to 64 tokens, row_length is 65"):
+    with pytest.raises(ValueError, match="reads 64 tokens at once, row_length is 65"):
         frozen_model(Distill(teacher=teacher), model, corpus.tokenizer, 65)
     model.resize_token_embeddings(corpus.vocabulary + 3)
     with pytest.raises(

@@ -143,10 +143,10 @@ def test_what_is_there_is_kept_until_something_changes(folder: Files, tmp_path: 
 
 def test_models_that_cannot_read_the_mixture(folder: Files, tmp_path: Path) -> None:
     corpus = opened(folder["mixture"], tmp_path)
-    with pytest.raises(ValueError, match="positions up to 64"):
+    with pytest.raises(ValueError, match="reads 64 tokens at once"):
         prune(corpus, folder["mixture"], "short", spec("q_tuning", folder, model=folder["short"]))
     assert not (folder["mixture"] / "weights" / "short").exists()
-    with pytest.raises(ValueError, match="no model folder"):
+    with pytest.raises(ValueError, match=r"config\.json"):
         spec("q_tuning", folder, model=tmp_path)
     with pytest.raises(ValueError, match="has no column 'tools'"):
         prune(corpus, folder["mixture"], "tools", spec("key_tokens", folder))

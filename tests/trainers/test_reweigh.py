@@ -11,6 +11,8 @@ import pytest
 import toy_copying
 import toy_groups
 from pydantic import ValidationError
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from toy_batches import make_batch
 
 from trainers.data import Batch
@@ -123,6 +125,8 @@ def copying(tmp_path_factory) -> tuple[Path, object, Batch, np.ndarray]:
     before, after = toy_copying.before_and_after(0)
     folder = tmp_path_factory.mktemp("history") / "model"
     before.save_pretrained(folder)
+    words = {str(token): token for token in range(before.config.vocab_size)}
+    Tokenizer(WordLevel(words, unk_token="0")).save(str(folder / "tokenizer.json"))
     return folder, after, toy_copying.samples(np.random.default_rng(50), 100), toy_copying.kinds(100)
 
 
@@ -178,5 +182,5 @@ def test_parameters_are_checked(tmp_path) -> None:
     for wrong in ({"samples": 0}, {"tokens": 1.5}, {"smoothing": -1}, {"keep": "some"}, {"window": 2}):
         with pytest.raises(ValidationError):
             QTuning(**wrong)
-    with pytest.raises(ValidationError, match="no model folder"):
+    with pytest.raises(ValidationError, match=r"config\.json"):
         SSToken(history=tmp_path)

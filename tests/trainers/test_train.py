@@ -197,7 +197,7 @@ def test_flops_are_those_of_the_matrices_and_of_attention(toy, tmp_path):
     lengths = np.array([10, 3])
     pairs = (10**2 + 3**2) / 2  # that see each other
     attention = 3 * 2 * 2 * 32 * pairs  # forward and backward, scores and values, times 2, of a layer
-    assert training_flops(model, lengths) == 6 * 13 * (2 * layer + head) + 2 * attention
+    assert training_flops(model)(lengths) == 6 * 13 * (2 * layer + head) + 2 * attention
 
 
 def test_a_stage_that_trains_other_parameters_begins_with_a_new_optimiser(run, toy, tmp_path, caplog):

@@ -1,14 +1,15 @@
 """Every way of training that a config can ask for: it learns, and a killed run ends with the same bits."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import make_mixture, toy_text
-from safetensors.torch import load_file
+from conftest import make_mixture, make_tokenizer, toy_text
+from safetensors.torch import load_file, save_file
 
 from trainers import checkpoint
 from trainers.config import TrainConfig
@@ -46,7 +47,6 @@ WAYS = {
     "average": {"average": {"decay": 0.9}},
     "lora of everything": {
         "adapter": {"method": "lora", "options": LORA},
-        "objective": {"kind": "asft"},
         "reweigh": {"method": "q_tuning", "samples": 0.5},
         "masked_thought": {"probability": 0.2},
         "future_heads": {"heads": 1},
@@ -174,6 +174,84 @@ def test_q_tuning_learns_from_the_share_of_samples_asked_for(start, data, tmp_pa
     for line in lines(tmp_path / "run" / "seed0")[:-1]:
         answers = line["tokens"] / line["step"] * 0.7  # about that share is answers
         assert 0.05 * answers < line["targets"] < 0.45 * answers
+
+
+@pytest.mark.parametrize("rest", [1, 5, 63, 64])
+def test_the_rest_of_a_budget_is_no_step_without_anything_to_learn(start, data, tmp_path, rest):
+    asked = config("dft", start, {"objective": {"kind": "cross_entropy"}, "tokens": 3000})
+    train(asked, data / "sft", tmp_path / "straight" / "seed0")
+    budget = lines(tmp_path / "straight" / "seed0")[3]["tokens"] + rest
+    result = train(asked.model_copy(update={"tokens": budget}), data / "sft", tmp_path / "run" / "seed0")
+    assert result.tokens == budget and result.steps == (5 if rest >= asked.row_length else 4)
+    told = json.loads((tmp_path / "run" / "seed0" / "data.json").read_text())["realised"][0]["sources"]["asked"]
+    assert told["tokens"] == budget == result.tokens_by_source["asked"]
+
+
+@pytest.mark.parametrize("way", ["dynamic", "q_tuning", "sstoken"])
+def test_losses_that_are_no_numbers_name_documents_and_the_last_checkpoint(way, start, data, tmp_path, monkeypatch):
+    step = Run._step
+
+    def poisoned(run):
+        if run.step == 7:
+            run.model.get_input_embeddings().weight.data[:, 0] = float("nan")
+        return step(run)
+
+    monkeypatch.setattr(Run, "_step", poisoned)
+    with pytest.raises(FloatingPointError, match=r"step 8.*step-000000005.*asked/00000 row \d+ \(asked-\d+\)"):
+        train(config(way, start), data / "sft", tmp_path / "seed0")
+
+
+def spoiled(start: Path, folder: Path, how: str) -> Path:
+    """A copy of a model folder: shortened, without one of its tensors, or with another tokenizer."""
+    shutil.copytree(start, folder)
+    if how == "other tokens":
+        rows = [text[::-1] for text in toy_text(np.random.default_rng(1), 99)]
+        make_tokenizer(folder, rows)
+        return folder
+    tensors = load_file(folder / "model.safetensors")
+    if how == "without a tensor":
+        tensors.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    if how == "truncated":
+        with (folder / "model.safetensors").open("r+b") as file:
+            file.truncate(file.seek(0, 2) - 100)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("truncated", "header promises"),
+        ("without a tensor", "missing or misshapen: model.layers.1.mlp.up_proj.weight"),
+        ("other tokens", "has other ids than the mixture's tokenizer"),
+    ],
+)
+@pytest.mark.parametrize("what", ["start", "history"])
+def test_models_that_are_not_whole_or_read_other_tokens_are_refused(what, how, message, start, data, tmp_path):
+    folder = spoiled(start, tmp_path / "model", how)
+    changed = {"start": folder} if what == "start" else {"reweigh": {"method": "sstoken", "history": folder}}
+    with pytest.raises(ValueError, match=message):
+        train(config("dft", start, changed), data / "sft", tmp_path / "out" / "seed0")
+
+
+def test_a_run_does_not_go_on_with_other_models_than_it_began_with(start, data, tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    shutil.copytree(start, folder)
+    asked, step = config("lora", folder), Run._step
+
+    def limited(run):
+        if run.step == 6:
+            raise KilledError
+        return step(run)
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(Run, "_step", limited)
+        train(asked, data / "sft", tmp_path / "out" / "seed0")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] += 1
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="models: there"):
+        train(asked, data / "sft", tmp_path / "out" / "seed0")
 
 
 @pytest.mark.parametrize(

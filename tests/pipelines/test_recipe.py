@@ -13,7 +13,8 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from pipelines.cli import _guarded, app
+from pipelines.cli import app
+from pipelines.command import guarded
 from pipelines.ledger import LedgerError
 from pipelines.recipe import Recipe, RecipeError, load, nearest, parse
 from pipelines.steps_alone import parameters
@@ -197,7 +198,7 @@ def test_failures_and_mistakes_are_one_line_and_bugs_are_not(error: Exception, c
         def fail() -> dict[str, Any]:
             raise error
 
-        _guarded(fail, False)
+        guarded(fail, False)
 
     done = CliRunner().invoke(command)
     assert done.exit_code == code

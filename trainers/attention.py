@@ -9,8 +9,8 @@ stay in the cache. PyTorch's own CPU kernel multiplies the masked half too and h
 of 8,192 tokens, 3 heads of 64, one core with AVX-512, in ms (median document of 60, of 200, rows full with 512):
 PyTorch 47, 78, 130; blocks 47, 63, 87; blocks in bf16 50, 46, 42; one explicit mask over rows of 512 in float32: 300.
 On a GPU it is PyTorch's attention for variable lengths in bf16, and one call of its attention per distinct length in
-float32. The paths of the GPU have not been run yet; every run begins with `check_packing`, which compares them with each
-document alone.
+float32. The paths of the GPU have not been run yet; every run begins with `check_packing`, which compares them with
+each document alone.
 """
 
 from __future__ import annotations

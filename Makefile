@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test venv lint clean
+.PHONY: demo test test-vllm venv lint clean
 
 demo: venv
 	$(BIN)/corpusmill sample-corpus --out corpus --target-mb 60
@@ -13,6 +13,10 @@ test: venv
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# vLLM wants other versions than the rest: an environment of its own, 4 GB and 6 minutes to install.
+test-vllm:
+	tests/vllm_environment.sh
 
 venv: $(VENV)/ready
 

@@ -198,7 +198,8 @@ def test_the_openai_engine_speaks_with_vllms_server(engine: VLLM, tmp_path: Path
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        asked = [*requests(30), Request("talk", messages=(("system", "be brief"), ("user", "yes or no?")))]
+        asked = [Request(r.key, prompt=f"<|begin|>{r.prompt}") for r in requests(30)]  # this tokenizer adds none itself
+        asked += [Request("talk", messages=(("system", "be brief"), ("user", "yes or no?")))]
         remote = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", model="toy")
         wait_for(f"http://127.0.0.1:{port}/health", server)
         sampling = Sampling(max_tokens=20)

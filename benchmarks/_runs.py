@@ -10,10 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
-
-from pipelines.comparison import Comparison, Measure
+from pipelines.comparison import Comparison
+from pipelines.measures import Heldout
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,12 +39,5 @@ def _train(out: Path, job: dict[str, Any]) -> dict[str, Any]:
 
 def heldout(outs: dict[str, list[Path]], source: str | None = None) -> Comparison:
     """Held-out loss per token of named groups of runs, one run per seed."""
-    return Comparison({name: _measure(runs, source) for name, runs in outs.items()})
-
-
-def _measure(runs: list[Path], source: str | None) -> Measure:
-    order = [(column, "ascending") for column in ("source", "shard", "row")]
-    tables = [pq.read_table(run / "evaluation.parquet").sort_by(order) for run in runs]
-    mine = [np.flatnonzero(np.isin(t["source"].to_numpy(), [source])) if source else np.arange(len(t)) for t in tables]
-    nats = np.stack([table["nats"].to_numpy()[own] for table, own in zip(tables, mine, strict=True)])
-    return Measure(nats, tables[0]["tokens"].to_numpy()[mine[0]].astype(float))
+    found = Heldout.read(outs)
+    return Comparison(found.of([source] if source else found.sources))

@@ -81,6 +81,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--median", type=float, default=120)
     parser.add_argument("--sigma", type=float, default=1.0)
+    parser.add_argument("--json", action="store_true", help="print the JSON line alone")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(Path(folder), given.layers, given.width, given.window)
@@ -114,7 +115,9 @@ def main() -> None:
             "largest_difference": float(np.abs(ours - theirs).max()),
             "same_bits_shuffled": bool(np.array_equal(model.logits(shuffled), ours[order])),
         }
-        print(json.dumps(result, indent=1))
+        if not given.json:
+            print(json.dumps(result, indent=1))
+        print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -132,6 +132,8 @@ def show(result: dict[str, Any]) -> None:
 def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     begin = time.perf_counter()
     corpus = arguments.corpus
+    if corpus is not None and "*/" not in corpus:
+        raise SystemExit(f"--corpus {corpus}: expected FOLDER/*/*.parquet, with folders {OLD} and {NEW}")
     if corpus is None:
         sample_corpus.build(folder / "sample", 24)
         corpus = f"{folder}/sample/*/*.parquet"

@@ -1,13 +1,14 @@
 """What a fit of mixture weights costs and finds: `python benchmarks/mixture_search.py METHOD NAME=FILE[:COLUMN] …`.
 
 Each file is a source (Parquet, `text` or the column named). Further arguments `--set KEY=VALUE` are parameters of the
-fit, as in `corpusmill fit`. Prints seconds of one core and what the card says.
+fit, as in `corpusmill fit`. Prints seconds of one core and what the card says; with `--json` on one line alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +17,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from pipelines.steps_alone import assignments
 from trainers import fits
@@ -55,6 +58,7 @@ def main() -> None:
     parser.add_argument("method", choices=["doremi", "regmix", "merging"])
     parser.add_argument("sources", nargs="+", metavar="NAME=FILE[:COLUMN]")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--json", action="store_true", help="print the JSON line alone")
     given = parser.parse_args()
     files = dict(source.split("=", 1) for source in given.sources)
     kind = fits.find(given.method)
@@ -67,11 +71,10 @@ def main() -> None:
         wall, core = time.perf_counter(), time.process_time()
         card = fit.fit(samples, Path(out), 0)
         seconds = {"core": round(time.process_time() - core, 1), "wall": round(time.perf_counter() - wall, 1)}
-    print(
-        json.dumps(
-            {"seconds": seconds, "documents": card["documents"], "tokens": card["tokens"], **told(card)}, indent=1
-        )
-    )
+    result = {"seconds": seconds, "documents": card["documents"], "tokens": card["tokens"], **told(card)}
+    if not given.json:
+        print(json.dumps(result, indent=1))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print the JSON line alone")
     given = parser.parse_args()
     found: dict[str, list[dict[str, float]]] = {"base": [], **{method: [] for method in METHODS}}
     tables, precisions, recalls = [], [], []
@@ -126,9 +126,9 @@ def main() -> None:
         for method in METHODS:
             model, kept = tuned(base, facts, method, seed, given.steps)
             found[method].append({"kept": kept, **accuracy(model, facts)})
-    show(found, sum(tables), precisions, recalls)
-    if given.json:
-        print(json.dumps({"accuracy": found, "precision": precisions, "recall": recalls}))
+    if not given.json:
+        show(found, sum(tables), precisions, recalls)
+    print(json.dumps({"accuracy": found, "precision": precisions, "recall": recalls}))
 
 
 def show(found: dict[str, list[dict[str, float]]], table: Any, precisions: list[float], recalls: list[float]) -> None:

@@ -155,7 +155,7 @@ def _measures(folders: Folders, spec: Training) -> dict[str, dict[str, Measure]]
     found: dict[str, dict[str, Measure]] = {}
     if all((each / "evaluation.parquet").exists() for mine in folders.values() for each in mine):
         heldout = Heldout.read(folders)
-        found[OVERALL] = heldout.of(target_of(heldout, spec.target))
+        found[OVERALL] = heldout.of(target_of(heldout.sources, spec.target))
         found |= {f"{OVERALL}.{source}": heldout.of([source]) for source in heldout.sources}
     for task, metrics in task_measures(folders, list(spec.tasks)).items():
         found |= {f"tasks.{task}.{metric}": measures for metric, measures in metrics.items()}
@@ -177,7 +177,8 @@ def _made(folders: Sequence[Path], tokens: Sequence[int]) -> dict[str, Any]:
 
 def _told(measures: Mapping[str, Any]) -> list[str]:
     """The measures that the summary speaks of: not each source, and one for each task."""
-    tasks = {name.split(".")[1]: name for name in reversed([n for n in measures if n.startswith("tasks.")])}
+    of_tasks = [name for name in measures if name.startswith("tasks.")]
+    tasks = {name.rpartition(".")[0]: name for name in reversed(of_tasks)}  # names of tasks may have dots
     return [name for name in measures if name == OVERALL or name in tasks.values()]
 
 

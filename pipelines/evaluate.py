@@ -67,7 +67,7 @@ def _evaluate(
     from transforms.model_folder import check_device
 
     if harness:
-        outside.require()
+        outside.open_tasks(harness)
     asked = {path.stem: of_file(path) for path in tasks}
     format = _format(folder, kind)
     folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder

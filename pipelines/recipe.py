@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -58,7 +58,7 @@ class Training(_Strict):
     """
 
     mixtures: list[str] = Field(min_length=1)
-    seeds: list[int] = Field([0, 1, 2], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field([0, 1, 2], min_length=1)
     target: list[str] | None = None
     processes: int = Field(1, ge=1, description="that train one model together, by torchrun")
     config: dict[str, Any] = {}
@@ -144,6 +144,10 @@ class Recipe(_Strict):
         for name in self.train.mixtures if self.train else ():
             if name not in self.mix:
                 yield f"train.mixtures: {name!r} is not under mix{nearest(name, self.mix)}"
+        for field in ("mixtures", "seeds") if self.train else ():
+            given = getattr(self.train, field)
+            if twice := sorted({one for one in given if given.count(one) > 1}):
+                yield f"train.{field}: {twice[0]!r} stands twice; two models would lie in one folder"
         if self.train and "seed" in self.train.config:
             yield "train.config.seed: each model has one of train.seeds; give those"
 

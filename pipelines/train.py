@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +149,10 @@ def _jobs(run: str, spec: Training, manifests: Mapping[str, Any], heldout: str |
     wanted = [(mixture, seed) for seed in spec.seeds for mixture in spec.mixtures]
     threads = max(1, _cores() // min(_cores(), len(wanted)))
     code = code_digest("trainers.train")
-    held = manifests["heldout"]["digest"] if heldout else None
+    held = None
+    if heldout:
+        held = manifests["heldout"]["digest"]
+        target_of(sorted(manifests["heldout"]["sources"]), spec.target)  # a mistake is told before models are trained
     jobs = []
     for mixture, seed in wanted:
         out = Path(run) / "training" / mixture / f"seed{seed}"
@@ -199,7 +202,7 @@ def compare(run: str, spec: Training) -> dict[str, Any]:
         TrainingError: no held-out document is of a target source.
     """
     heldout = Heldout.read(folders(run, spec))
-    target = target_of(heldout, spec.target)
+    target = target_of(heldout.sources, spec.target)
     found = against(heldout.of(target), spec.mixtures[-1])
     return {
         "heldout_loss": found["mean"],
@@ -230,11 +233,12 @@ def folders(run: str, spec: Training) -> Folders:
     return {m: [Path(run) / "training" / m / f"seed{seed}" for seed in spec.seeds] for m in spec.mixtures}
 
 
-def target_of(heldout: Heldout, target: list[str] | None) -> list[str]:
-    """The held-out sources that a recipe's target names; all of them where it names none. Raises TrainingError."""
-    found = [source for source in heldout.sources if target is None or source in target]
+def target_of(sources: Sequence[str], target: list[str] | None) -> list[str]:
+    """Those of the held-out sources that a recipe's target names; all where it names none. Raises TrainingError."""
+    found = [source for source in sources if target is None or source in target]
     if not found:
-        raise TrainingError(f"train.target: no held-out document is of {target}; they are of {heldout.sources}", 2)
+        given = f"no held-out document is of {target}; they are of {sources}"
+        raise TrainingError(f"train.target: {given}; name some of these, or widen holdout.where", 2)
     return found
 
 

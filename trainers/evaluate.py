@@ -51,7 +51,10 @@ def evaluate(
     """
     tokens = corpus.targets
     if not tokens.any():
-        raise ValueError(f"{corpus.tokenizer.parent}: every target weighs 0, so there is no loss to measure")
+        raise ValueError(
+            f"{corpus.tokenizer.parent}: every target weighs 0, so there is no loss to measure; hold out documents "
+            "with completions, or give the format that they have"
+        )
     nats = document_losses(model, corpus, row_length, bf16)
     size = corpus.documents["bytes"].to_numpy() if _known_bytes(corpus) else None
     order = np.argsort(corpus.key)  # so that the draws do not depend on the order of files
@@ -130,24 +133,6 @@ def summary(nats: np.ndarray, tokens: np.ndarray, size: np.ndarray | None, seed:
 
     result = {"documents": len(nats), "tokens": int(total[1])} | entry("nats_per_token", 1, 1.0)
     return result if size is None else result | {"bytes": int(total[2])} | entry("bits_per_byte", 2, math.log(2))
-
-
-def paired_difference(a: pa.Table, b: pa.Table, seed: int = 0) -> dict[str, Any]:
-    """Bits per byte of model a minus those of model b on the same documents, with a 95 % bootstrap interval.
-
-    a, b: tables of `evaluate` for one held-out mixture. Resampling documents, not losses, keeps what makes a document
-    hard out of the interval. Raises ValueError if the documents differ, or bytes are not known.
-    """
-    place = ["source", "shard", "row"]
-    a, b = (table.sort_by([(name, "ascending") for name in place]) for table in (a, b))
-    if not a.select(place).equals(b.select(place)):
-        raise ValueError("the two tables of losses are of different documents; evaluate both models on one mixture")
-    if a["bytes"].null_count or b["bytes"].null_count:
-        raise ValueError("the tables are of a mixture with loss weights, of which no bytes are known")
-    size = a["bytes"].to_numpy()
-    difference = a["nats"].to_numpy() - b["nats"].to_numpy()
-    result = summary(difference, np.ones(len(size), np.int64), size, seed)
-    return {"bits_per_byte": result["bits_per_byte"], "interval": result["bits_per_byte_interval"]}
 
 
 def write_losses(table: pa.Table, path: Path) -> None:

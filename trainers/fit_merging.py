@@ -56,9 +56,9 @@ class FitMerging(Weighed):
     @model_validator(mode="after")
     def _startable(self) -> FitMerging:
         if self.start is not None:
-            from transforms.model_folder import CAUSAL, check_model_folder
+            from transforms.model_folder import CAUSAL, check_model_folder, check_window
 
-            check_model_folder(self.start, CAUSAL)
+            check_window(check_model_folder(self.start, CAUSAL), self.config(0).row_length)
             if self.tokenizer is not None or "model" in self.proxy:
                 raise ValueError("`start` has its own tokenizer and size; leave out `tokenizer` and `proxy.model`")
         return self

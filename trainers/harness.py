@@ -44,19 +44,27 @@ def run_harness(
     Raises:
         HarnessMissingError. ValueError: there is no such task.
     """
-    require()
+    manager = open_tasks(tasks)
     from lm_eval import __version__, simple_evaluate
+
+    found = simple_evaluate(
+        model=adapter(model, folder, row_length), tasks=list(tasks), task_manager=manager, limit=limit
+    )
+    return {"version": __version__, "results": _plain(found["results"]), "samples": found["samples"]}
+
+
+def open_tasks(tasks: Sequence[str]) -> Any:
+    """The harness's `TaskManager`, which knows all of these tasks. Raises what `run_harness` does."""
+    require()
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager()
     known = set(manager.all_tasks)
     for name in tasks:
         if name not in known and not Path(name).is_file():
-            raise ValueError(f"the harness has no task {name!r}, and there is no file of that name")
-    found = simple_evaluate(
-        model=adapter(model, folder, row_length), tasks=list(tasks), task_manager=manager, limit=limit
-    )
-    return {"version": __version__, "results": _plain(found["results"]), "samples": found["samples"]}
+            given = f"the harness has no task {name!r}, and there is no file of that name"
+            raise ValueError(f"{given}; name one of lm-evaluation-harness's tasks, or a YAML file of one")
+    return manager
 
 
 def require() -> None:

@@ -15,7 +15,7 @@ from small_corpus import noise, prose, write
 from typer.testing import CliRunner
 
 from pipelines import store
-from pipelines.ablate import ablate, asked, candidates, compared, equalised
+from pipelines.ablate import _told, ablate, asked, candidates, compared, equalised
 from pipelines.cli import app
 from pipelines.recipe import Recipe, RecipeError, Training, load, parse
 
@@ -156,6 +156,15 @@ def test_candidates(tmp_path: Path) -> None:
     blind = recipe(tmp_path, holdout=None, train=None)
     with pytest.raises(RecipeError, match=r"give `holdout` or `train\.tasks`"):
         candidates(Recipe.model_validate(blind), None, None, None)
+
+
+def test_the_summary_tells_one_measure_of_each_task_whatever_its_name() -> None:
+    measures = dict.fromkeys(
+        ["held-out loss", "held-out loss.web", "tasks.arc.easy.accuracy", "tasks.arc.easy.accuracy_per_byte"]
+        + ["tasks.arc.hard.accuracy", "tasks.quiz.accuracy", "tasks.quiz.log_probability"]
+    )
+    of_each = ["tasks.arc.easy.accuracy", "tasks.arc.hard.accuracy", "tasks.quiz.accuracy"]
+    assert _told(measures) == ["held-out loss", *of_each]
 
 
 def test_options_are_read() -> None:

@@ -264,6 +264,9 @@ def test_a_target_without_held_out_documents_is_an_error(tmp_path: Path) -> None
     with pytest.raises(TrainingError, match=r"no held-out document is of \['docs'\]; they are of \['web'\]") as error:
         compare(str(tmp_path), Training(mixtures=["m"], seeds=[0], target=["docs"]))
     assert error.value.exit_code == 2
+    held = {"m": {"digest": "d"}, "heldout": {"digest": "h", "sources": {"web": {}}}}
+    with pytest.raises(TrainingError, match=r"they are of \['web'\]; name some of these"):  # before any training
+        _jobs(str(tmp_path), Training(mixtures=["m"], seeds=[0], target=["docs"]), held, "heldout")
 
 
 def test_columns_that_scorers_need(folder: Path, toy_tokenizer: Path) -> None:

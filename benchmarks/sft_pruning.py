@@ -171,7 +171,7 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "prompts_matter": prompts_matter(folder, groups["full"][0], held),
         "learned_targets": targets,
         "seconds_of_training": seconds,
-        "documents": arguments.documents,
+        "documents": pq.read_metadata(folder / "answers" / "0.parquet").num_rows,  # FILE may hold fewer than asked for
         "epochs": arguments.epochs,
         "seeds": arguments.seeds,
         **counts,

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -50,13 +49,17 @@ class Comparison:
         self.items = len(next(iter(measures.values())).weights)
         self._generator = np.random.default_rng(seed)
         self._drawn = self._resampled(measures)
+        # Drawn once, so that no answer depends on what was asked before it.
+        mixtures, seeds = self.by_seed.shape
+        of_seeds = self.by_seed - self.by_seed.mean(axis=1)[:, None]
+        rest = of_seeds - self.by_seed.mean(axis=0) + self.by_seed.mean()
+        self._noise = self._student(2 * (rest**2).sum() / seeds, (mixtures - 1) * (seeds - 1))  # of a difference
+        self._noise_of_mean = self._student((of_seeds**2).sum() / seeds, mixtures * (seeds - 1))
 
     def mean(self, name: str) -> dict[str, float]:
         """Mean over the seeds with its 95 % interval: {"mean", "low", "high"}."""
-        k, seeds = self.names.index(name), self.by_seed.shape[1]
-        rest = self.by_seed - self.by_seed.mean(axis=1)[:, None]
-        noise = self._student((rest**2).sum() / seeds, len(self.names) * (seeds - 1))
-        return _interval(float(self.by_seed[k].mean()), self._drawn[k] + noise)
+        k = self.names.index(name)
+        return _interval(float(self.by_seed[k].mean()), self._drawn[k] + self._noise_of_mean)
 
     def difference(self, first: str, second: str) -> dict[str, float]:
         """First less second, with its 95 % interval and `p`, two-sided: {"mean", "low", "high", "p"}."""
@@ -89,15 +92,9 @@ class Comparison:
         found: np.ndarray = drawn[:-1] / np.maximum(drawn[-1], 1)
         return found
 
-    @cached_property
-    def _noise(self) -> np.ndarray | float:
-        """float [RESAMPLES]: what training with other seeds adds to a difference of two mixtures."""
-        mixtures, seeds = self.by_seed.shape
-        rest = self.by_seed - self.by_seed.mean(axis=0) - self.by_seed.mean(axis=1)[:, None] + self.by_seed.mean()
-        return self._student(2 * (rest**2).sum() / seeds, (mixtures - 1) * (seeds - 1))
-
     def _student(self, squares: float, freedom: int) -> np.ndarray | float:
-        """float [RESAMPLES] of Student's distribution with variance `squares / freedom`; 0 without freedom."""
+        """What training with other seeds adds: float [RESAMPLES] of Student's distribution, its scale the root of
+        `squares / freedom`; 0 without freedom."""
         if not freedom:
             return 0.0
         found: np.ndarray = math.sqrt(squares / freedom) * self._generator.standard_t(freedom, size=RESAMPLES)

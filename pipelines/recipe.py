@@ -109,6 +109,9 @@ class Recipe(_Strict):
             for name in getattr(self, part):
                 if not re.fullmatch(r"[^/.\x00-\x1f][^/\x00-\x1f]*", name):
                     yield f"{part}: {name!r} cannot name a folder; use no '/' and no '.' at its start"
+        for name in self.mix:
+            if " - " in name:
+                yield f"mix: {name!r} holds ' - ', which parts two mixtures in differences; choose another name"
         if self.text.lower() in OWN:
             yield f"text: {self.text!r} is a column that corpusmill adds itself; documents cannot stand there"
         taken = {*OWN, self.text.lower(), *self.dedupe, *self.clean, *(["tokens"] if self.tokenizer else [])}

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from trainers.holdout import regression
-from trainers.weighed import Name, Weighed
+from trainers.weighed import Targeted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,7 +29,7 @@ SETS = 200  # of sources that are candidates, besides that of all
 GENTLE = 0.5  # share of the seed's learning rate with which units go on: they have to stay in one basin
 
 
-class FitMerging(Weighed):
+class FitMerging(Targeted):
     """The best of many mixtures by the loss of averaged models on the sources of `target` (by default all).
 
     The seed model is `start`, or trained on `seed_tokens` of all sources evenly. From it a model is continued for each
@@ -41,30 +41,22 @@ class FitMerging(Weighed):
 
     method: ClassVar[str] = "merging"
     budget: ClassVar[int] = 100_000
-    target: tuple[Name, ...] = ()
     start: Path | None = None
     seed_tokens: int = Field(500_000, gt=0)
     units: int = Field(2, ge=1)
     drawn: int = Field(100, ge=0)
     checked: int = Field(8, ge=0)
 
-    @field_validator("target")
-    @classmethod
-    def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(sorted(set(value)))
-
     @model_validator(mode="after")
     def _startable(self) -> FitMerging:
         if self.start is not None:
             from transforms.model_folder import CAUSAL, check_model_folder, check_window
 
-            check_window(check_model_folder(self.start, CAUSAL), self.config(0).row_length)
+            checked = check_model_folder(self.start, CAUSAL)
             if self.tokenizer is not None or "model" in self.proxy:
                 raise ValueError("`start` has its own tokenizer and size; leave out `tokenizer` and `proxy.model`")
+            check_window(checked, self.config(0).row_length)
         return self
-
-    def measured(self) -> tuple[str, ...]:
-        return self.target
 
     def fit(self, samples: Mapping[str, pa.Table], out: Path, seed: int) -> dict[str, Any]:
         from trainers.proxies import make, measure, mixture, pool, train
@@ -148,9 +140,6 @@ class FitMerging(Weighed):
     def _entry(self, shares: np.ndarray, losses: dict[str, float]) -> dict[str, Any]:
         weights = dict(zip(self.sources, shares.tolist(), strict=True))
         return {"weights": weights, "loss": self._target(losses), "by_source": losses}
-
-    def _target(self, losses: Mapping[str, float]) -> float:
-        return float(np.mean([losses[name] for name in self.target or self.sources]))
 
 
 class Parts:

@@ -139,7 +139,8 @@ class FitRefiner(Fit):
         stay, go = int(phrases.stays.sum()), int((~phrases.stays).sum())
         if min(stay, go) < FEWEST:
             raise ValueError(
-                f"needs at least {FEWEST} phrases or lines on each side; given {stay} that stay, {go} that go"
+                f"needs at least {FEWEST} phrases or lines on each side; given {stay} that stay, {go} that go: "
+                "widen `where`, raise `documents`, or take fewer `rules`"
             )
         sides = [np.unique(goes[np.isfinite(goes) & (fold != k)]) for k in range(FOLDS)]
         if min(map(len, sides)) < 2 or len(np.unique(fold[np.isfinite(goes)])) < 2:

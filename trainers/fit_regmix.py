@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from trainers.holdout import regression
-from trainers.weighed import Name, Weighed
+from trainers.weighed import Targeted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,7 +26,7 @@ PREDICTED = 100_000  # mixtures
 FEWEST = 16  # mixtures that a regression is made of
 
 
-class FitRegmix(Weighed):
+class FitRegmix(Targeted):
     """Weights of least predicted loss, the mean over the sources of `target` (by default all), of held-out documents.
 
     A proxy is trained on each of `mixtures` Dirichlet draws around the natural shares to the power 1/2. No source of a
@@ -39,15 +39,9 @@ class FitRegmix(Weighed):
 
     method: ClassVar[str] = "regmix"
     budget: ClassVar[int] = 100_000
-    target: tuple[Name, ...] = ()
     mixtures: int = Field(64, ge=FEWEST)
     max_epochs: float = Field(4.0, gt=1)
     regression: Literal["log_linear", "lightgbm"] = "log_linear"
-
-    @field_validator("target")
-    @classmethod
-    def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(sorted(set(value)))
 
     @field_validator("regression")
     @classmethod
@@ -57,9 +51,6 @@ class FitRegmix(Weighed):
         if value == "lightgbm" and importlib.util.find_spec("lightgbm") is None:
             raise ValueError("needs the package lightgbm; pip install 'corpusmill[mixtures]', or take log_linear")
         return value
-
-    def measured(self) -> tuple[str, ...]:
-        return self.target
 
     def fit(self, samples: Mapping[str, pa.Table], out: Path, seed: int) -> dict[str, Any]:
         from trainers.proxies import pool
@@ -113,9 +104,6 @@ class FitRegmix(Weighed):
         named = dict(zip(self.sources, shares.tolist(), strict=True))
         corpus = mixture(found.learn, named, config)
         return measure(train(make(config, corpus), corpus, config), found.held, config)
-
-    def _target(self, losses: Mapping[str, float]) -> float:
-        return float(np.mean([losses[name] for name in self.target or self.sources]))
 
     def _compared(self, drawn: np.ndarray, losses: np.ndarray) -> dict[str, Any]:
         """How good regressions are on mixtures they have not seen (8 folds), and whether the one used is the best."""

@@ -101,7 +101,7 @@ def _whole(table: pa.Table, name: str, learn: Corpus) -> float:
     """Tokens of a source in the whole corpus: those of the sample over the share of documents that it holds.
 
     A sample holds the documents of least draw, uniform in 64 bits: of N the n-th lies at about n / (N + 1), and
-    (n - 1) / draw is an unbiased estimate of N. Its relative error is about 1 / √n, none where all were drawn.
+    (n - 1) / draw is an unbiased estimate of N. Its relative error is about 1 / √n, and 1 / n where all were drawn.
     """
     documents = (len(table) - 1) / max((float(table["draw"][-1].as_py()) + 1) / 2.0**64, 2.0**-64)
     own = learn.source == learn.sources.index(name)

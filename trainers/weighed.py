@@ -124,5 +124,23 @@ class Weighed(Fit):
         return card
 
 
+class Targeted(Weighed):
+    """Such a fit for the least mean loss on the sources of `target`, which need not be among those weighed."""
+
+    target: tuple[Name, ...] = ()  # none: all of `sources`
+
+    @field_validator("target")
+    @classmethod
+    def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted(set(value)))
+
+    def measured(self) -> tuple[str, ...]:
+        return self.target
+
+    def _target(self, losses: Mapping[str, float]) -> float:
+        """Mean of the target's losses, of losses by source."""
+        return float(np.mean([losses[name] for name in self.target or self.sources]))
+
+
 def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"

@@ -93,6 +93,14 @@ def test_ratios_are_of_sums_and_many_items_go_in_groups() -> None:
     assert drawn == pytest.approx(direct, rel=0.1)
 
 
+def test_an_answer_does_not_depend_on_what_was_asked_before() -> None:
+    made = measures(np.random.default_rng(4), [0.0, 0.01, 0.02])
+    first, second = Comparison(made), Comparison(made)
+    means, pairs = [first.mean(name) for name in made], first.pairs()
+    assert second.pairs() == pairs
+    assert [second.mean(name) for name in reversed(made)] == means[::-1]
+
+
 def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []

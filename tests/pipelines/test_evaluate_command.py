@@ -46,7 +46,7 @@ def files(toy_texts: dict[str, list[str]], tmp_path_factory: pytest.TempPathFact
         }
         sources[name] = {"documents": len(texts), "tokens": 1, "asked": 1, "epochs": 1.0, "files": [file]}
     tokenizer = {"path": "tokenizer", "digest": store.file_digest(f"{own}/tokenizer.json")}
-    store.write_json(f"{root}/mixture/manifest.json", {"tokenizer": tokenizer, "sources": sources})
+    store.write_json(f"{root}/mixture/manifest.json", {"digest": "0", "tokenizer": tokenizer, "sources": sources})
     items = {"context": ["It was", "a ship"], "continuation": [" the", " of old"]}
     pq.write_table(pa.table(items), root / "next.parquet")
     choices = {"question": ["It was"] * 3, "choices": [["the", "a long one", "b"]] * 3, "answer": [0, 1, 2]}

@@ -110,6 +110,7 @@ def test_a_good_recipe_and_its_defaults() -> None:
         ("tokenizer", None, "tokenizer: mixtures are weighed in tokens; give a tokenizer.json"),
         ("tokenizer", "fit:quality", "tokenizer: 'fit:quality' makes a model for fasttext, not for tokens"),
         ("text", "id", "text: 'id' is a column that corpusmill adds itself"),
+        ("mix.a - b", {}, "mix: 'a - b' holds ' - ', which parts two mixtures in differences"),
         ("mix.heldout", {}, "mix: 'heldout' means the documents held out; choose another name"),
         ("select.holdout", "true", "select: 'holdout' means the documents held out"),
         ("train.mixtures", ["al"], "train.mixtures: 'al' is not under mix; did you mean 'all'?"),

@@ -89,7 +89,7 @@ def test_only_targets_with_a_weight_count(corpus):
     expected = [losses[a:b][weights[a:b] > 0].sum() for a, b in zip(corpus.start, corpus.end, strict=True)]
     np.testing.assert_allclose(table["nats"].to_numpy(), expected, rtol=1e-4)
     assert result["overall"]["nats_per_token"] == pytest.approx(sum(expected) / sum(count), rel=1e-4)
-    with pytest.raises(ValueError, match="every target weighs 0.*; hold out documents"):
+    with pytest.raises(ValueError, match=r"every target weighs 0.*; hold out documents"):
         evaluate(model, replace(corpus, weights=np.zeros_like(weights), targets=np.zeros(50, np.int64)), 32)
     ones, _ = evaluate(model, replace(corpus, weights=np.ones(len(weights), np.uint8)), 32)
     plain, _ = evaluate(model, corpus, 32)

@@ -150,7 +150,7 @@ def test_mistakes_in_parameters(given: dict[str, Any], message: str) -> None:
 
 def test_samples_that_do_not_serve(tmp_path: Path) -> None:
     few = pages(6)
-    with pytest.raises(ValueError, match="at least 20"):
+    with pytest.raises(ValueError, match=r"at least 20 .*: widen `where`"):
         FitRefiner(**LABELS).fit(labelled(few), tmp_path, 0)
     words = sample(few, keep=["a"] * 6, drop=["b"] * 6)
     with pytest.raises(ValueError, match="expected a list of phrases"):

@@ -185,7 +185,7 @@ def _edited(folder: Path, **changes: Any) -> None:
 
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing": (lambda f: shutil.rmtree(f), "no model folder at"),
-    "no config": (lambda f: (f / "config.json").unlink(), r"config\.json cannot be read"),
+    "no config": (lambda f: (f / "config.json").unlink(), "no model folder at"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), r"no tokenizer\.json"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), r"holds no model\.safetensors"),
     "pickled": (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "is pickled and not opened"),

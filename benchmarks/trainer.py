@@ -120,6 +120,7 @@ def prepare(work: Path, job: dict[str, Any]) -> dict[str, Any]:
     pq.write_table(pa.table(columns | {"draw": draws(0, ids)}), work / "mixture" / "text.parquet")
     file = {"path": "text.parquet", "documents": len(rows), "digest": file_digest(work / "mixture" / "text.parquet")}
     manifest = {
+        "digest": file["digest"],
         "tokenizer": {"path": "../tokenizer", "digest": file_digest(tokenizer / "tokenizer.json")},
         "sources": {"text": {"documents": len(rows), "epochs": 1.0, "files": [file]}},
     }

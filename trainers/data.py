@@ -150,12 +150,11 @@ class Batches:
 
     def realised(self, tokens: int) -> list[dict[str, Any]]:
         """What a run of this budget reads of each phase, through all passes it takes."""
-        found = np.zeros((len(self.corpus.phases), len(self.corpus.sources)), np.int64)
-        row = 0
-        while tokens > 0:
-            plan = self._plan(self._pass_of(row))
-            found += realised(self.corpus, plan, tokens)
-            row, tokens = row + plan.rows, tokens - int(plan.length.sum())
+        first = self._plan(0)
+        whole, rest = divmod(tokens, int(first.length.sum()))  # every pass takes as much of each source
+        found = whole * realised(self.corpus, first)
+        if rest:
+            found += realised(self.corpus, plan_pass(self.corpus, self.row_length, self.seed, whole), rest)
         return self._phases(found)
 
     def _phases(self, found: np.ndarray) -> list[dict[str, Any]]:

@@ -10,12 +10,13 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from scorers.pii import PII, known_region
 from transforms.batch import Batch
 from transforms.c4_lines import judge_lines, removed_spans
 from transforms.cut import Cuts
+from transforms.parameters import Parameters
 from transforms.pii import KINDS, Kind, find, masks
 
 
@@ -27,13 +28,12 @@ class Told(NamedTuple):
     counted: pa.Array | None = None
 
 
-class Local(BaseModel):
+class Local(Parameters):
     """`where`: SQL; the documents that are cleaned, all unless given. `package`: what must be installed.
 
     `fields`: columns that the method adds to those of its cuts.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     package: ClassVar[str | None] = None
     fields: ClassVar[tuple[pa.Field, ...]] = ()
     where: str | None = None

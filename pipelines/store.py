@@ -200,8 +200,9 @@ def folder_digest(path: str) -> str:
 
 
 def content(model: BaseModel) -> Any:
-    """A model's parameters in JSON form, with the digest of its content for every path."""
-    return _content(dict(model), model.model_dump(mode="json"))
+    """A model's parameters in JSON form, with the digest of its content for every path; without excluded fields."""
+    dumped = model.model_dump(mode="json")
+    return {name: _content(getattr(model, name), value) for name, value in dumped.items()}
 
 
 def _content(value: Any, dumped: Any) -> Any:

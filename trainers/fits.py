@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 
 import trainers
-from scorers import by_name
+from transforms.parameters import by_name
 
 if TYPE_CHECKING:
     import pyarrow as pa

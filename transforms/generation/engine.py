@@ -1,7 +1,8 @@
 """What every generation engine takes and gives: requests and sampling in, answers out. Costs nothing; loads nothing.
 
-An engine is a file of this package with one subclass of `Engine`. Its parameters are fields; what is heavy is loaded
-by `setup`, once per worker process, and shared by its threads.
+An engine is a file of this package with one subclass of `Engine`. Its parameters are fields; those that say how it runs,
+not what it answers, are left out of dumps (`exclude`), and so out of the keys of what was made with it. What is heavy is
+loaded by `setup`, once per worker process, and shared by its threads.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from transforms.model_folder import files_state
+from transforms.parameters import Parameters
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -116,12 +118,16 @@ def failures(answers: Iterable[Answer]) -> Counter[str]:
 Finished = list[tuple[int, Answer]]  # answers that were ready at one time, each with the place of its request
 
 
-class Engine(BaseModel):
-    """A model that answers. `name` is the name of its module, `package` what has to be installed besides the core."""
+class Engine(Parameters):
+    """A model that answers. `engine` is the name of its module, `package` what has to be installed besides the core."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    name: ClassVar[str]
     package: ClassVar[str]
+    engine: str = Field("", exclude=True)
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """Folder of the model's tokenizer, where it is at hand."""
+        return None
 
     @property
     def identity(self) -> str:
@@ -146,12 +152,6 @@ class Engine(BaseModel):
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Answer]:
         """The answers, in the order of the requests. Raises what `stream` raises."""
         return in_order(len(requests), self.stream(requests, sampling))
-
-    def __getstate__(self) -> dict[Any, Any]:
-        """What was loaded (each `cached_property`) stays behind: every worker process loads its own."""
-        state, own = super().__getstate__(), type(self)
-        held = {k: v for k, v in state["__dict__"].items() if not isinstance(getattr(own, k, None), cached_property)}
-        return {**state, "__dict__": held}
 
 
 @cache

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
@@ -50,16 +50,16 @@ class OpenAI(Engine):
             (Retry-After) is not waited for.
     """
 
-    name: ClassVar[str] = "openai"
     package: ClassVar[str] = "httpx"
+    engine: Literal["openai"] = Field("openai", exclude=True)
     base_url: str
     model: str = Field(min_length=1)
     revision: str = ""
-    key_variable: str | None = None
-    concurrency: int = Field(64, ge=1, le=1024)
-    timeout: float = Field(600.0, gt=0)
-    tries: int = Field(6, ge=1)
-    patience: float = Field(300.0, ge=0)
+    key_variable: str | None = Field(None, exclude=True)
+    concurrency: int = Field(64, ge=1, le=1024, exclude=True)
+    timeout: float = Field(600.0, gt=0, exclude=True)
+    tries: int = Field(6, ge=1, exclude=True)
+    patience: float = Field(300.0, ge=0, exclude=True)
 
     @field_validator("base_url")
     @classmethod

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -30,10 +30,10 @@ _lock = threading.Lock()  # of loading, and of the processor: batches go one aft
 class Transformers(Engine):
     """A model folder, answered for in batches of up to `batch_tokens` positions, prompts and outputs together."""
 
-    name: ClassVar[str] = "transformers"
     package: ClassVar[str] = "transformers"
+    engine: Literal["transformers"] = Field("transformers", exclude=True)
     model: Path
-    batch_tokens: int = Field(16_384, ge=1)
+    batch_tokens: int = Field(16_384, ge=1, exclude=True)
 
     @field_validator("model")
     @classmethod
@@ -43,6 +43,10 @@ class Transformers(Engine):
     @property
     def identity(self) -> str:
         return folder_identity(self.model)
+
+    @property
+    def tokenizer(self) -> Path | None:
+        return self.model
 
     @cached_property
     def _decoder(self) -> Decoder:

@@ -43,12 +43,12 @@ class VLLM(Engine):
         dtype: of weights and arithmetic; auto: as the folder says.
     """
 
-    name: ClassVar[str] = "vllm"
     package: ClassVar[str] = "vllm"
+    engine: Literal["vllm"] = Field("vllm", exclude=True)
     model: Path
     window: int | None = Field(None, ge=2)
-    tensor_parallel: int = Field(1, ge=1)
-    memory: float = Field(0.9, gt=0, le=1)
+    tensor_parallel: int = Field(1, ge=1, exclude=True)
+    memory: float = Field(0.9, gt=0, le=1, exclude=True)
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
 
     @field_validator("model")
@@ -59,6 +59,10 @@ class VLLM(Engine):
     @property
     def identity(self) -> str:
         return folder_identity(self.model)
+
+    @property
+    def tokenizer(self) -> Path | None:
+        return self.model
 
     @property
     def _shared(self) -> Shared:

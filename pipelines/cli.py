@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.command import Folder, Input, Json, Named, Options, Workers, app, finished, guarded, one_step
+from transforms import rewriters
 
 BUNDLED = sorted(path.stem for path in (Path(__file__).parent / "recipes").glob("*.yaml"))
 
@@ -21,7 +22,8 @@ def run(
     folder: Folder = None,
     workers: Workers = 1,
     until: Annotated[
-        str, typer.Option(help="Stop after this step: score, dedupe, clean, fit, select, mix, train or report.")
+        str,
+        typer.Option(help="Stop after this step: score, dedupe, clean, fit, rewrite, select, mix, train or report."),
     ] = "report",
     as_json: Json = False,
 ) -> None:
@@ -74,6 +76,31 @@ def dedupe(
 
     parts = {"dedupe": {method: given(prefer=prefer)}}
     guarded(lambda: one_step(data, "dedupe", parts, folder, options, workers), as_json)
+
+
+@app.command()
+def rewrite(
+    data: Input,
+    options: Options = None,
+    rewriter: Annotated[str, typer.Option(help=f"What writes: {', '.join(rewriters.names())}.")] = "wrap",
+    settings: Annotated[
+        Named, typer.Option("--set", help="KEY=VALUE, as style=qa, engine.model=FOLDER or engine.engine=vllm.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the new source; that of the rewriter by default.")] = None,
+    folder: Folder = None,
+    workers: Workers = 1,
+    as_json: Json = False,
+) -> None:
+    """Write new documents from those there are, by a language model or another rewriter. The originals stay."""
+    guarded(lambda: _rewrite(rewriter, data, settings or [], name or rewriter, folder, options, workers), as_json)
+
+
+def _rewrite(
+    kind: str, data: str, texts: list[str], name: str, folder: str | None, options: list[str] | None, workers: int
+) -> dict[str, Any]:
+    from pipelines.steps_alone import rewriting
+
+    return one_step(data, "rewrite", {"rewrite": {name: rewriting(kind, texts)}}, folder, options, workers)
 
 
 @app.command()

@@ -128,6 +128,22 @@ def chain(before: Iterable[Record], after: Iterable[Record]) -> None:
             raise LedgerError(f"{r.source}/{r.split}: {seen}")
 
 
+def born(pieces: Iterable[Record], index: Iterable[Record], source: str) -> None:
+    """The new documents of a rewriter are all rows of its source, split by split.
+
+    Raises:
+        LedgerError: naming the split and both counts. While the source has not been read nothing is compared.
+    """
+    rows: Counter[str] = Counter()
+    for r in index:
+        if r.source == source:
+            rows[r.shard] += r.rows_in
+    for r in pieces:
+        name = f"{r.source}/{r.split}"
+        if rows and rows[name] != r.rows_out:
+            raise LedgerError(f"{name}: {r.rows_out} new documents of {source} were written, {rows[name]} were read")
+
+
 def write(path: str, records: Iterable[Record]) -> None:
     rows = []
     for r in sorted(records, key=lambda r: (r.step, r.source, r.split)):

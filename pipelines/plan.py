@@ -22,7 +22,8 @@ from pipelines.clean_local import C4Lines, MaskPII
 from pipelines.clean_prox import Prox
 from pipelines.dedupe import FLAGS, Exact
 from pipelines.near import Near
-from pipelines.recipe import CLEANING, MODELS, Recipe, RecipeError, explain, nearest
+from pipelines.recipe import CLEANING, MODELS, Recipe, RecipeError, explain, fits_in, is_fit, nearest, with_models
+from pipelines.rewrite import PROVENANCE, pieces_type
 from pipelines.score import Column
 from pipelines.select import SELECTION
 from pipelines.semantic import Semantic
@@ -34,13 +35,16 @@ from trainers import fits
 from trainers.fits import Fit
 from trainers.tasks import Tasks
 from trainers.weighed import Weighed
+from transforms import rewriters
 from transforms.conversations import is_conversation
+from transforms.rewriters import Rewriter
 
 if TYPE_CHECKING:
     from trainers.config import TrainConfig
 
 METHODS: dict[str, Any] = {"exact": Exact, "minhash": Near, "semantic": Semantic}
 CLEAN: dict[str, Any] = {"lines": Lines, "substring": Substring, "c4": C4Lines, "pii": MaskPII, "prox": Prox}
+ENGINES = {"transformers": "transformers", "vllm": "vllm", "openai": "httpx"}  # and what they need
 EXTRAS = {
     "fasttext": "fasttext",
     "httpx": "generation",
@@ -69,7 +73,7 @@ class Plan:
         if recipe.tokenizer:
             given["tokens"] = {"tokenizer": recipe.tokenizer}
         self.given = given
-        self.fitted = {name for name, parameters in given.items() if any(_is_fit(v) for v in parameters.values())}
+        self.fitted = {name for name, parameters in given.items() if _fits(parameters)}
         self.methods = {name: _made(f"dedupe.{name}", METHODS[name], given) for name, given in recipe.dedupe.items()}
         self.cleaning = {name: self._cleaning(name) for name in CLEANING if name in recipe.clean}
         if self.cleaning and recipe.tokenizer:
@@ -78,15 +82,16 @@ class Plan:
         self.columns = {name: self._column(name) for name in given if name not in self.fitted}
         for name in self.fitted:
             self._check_fitted(name)
-            if not any(_is_fit(value) for value in given[name].values()):
+            if not _fits(given[name]):
                 self._column(name)
-        self.fits = {name: _fit(f"fit.{name}", parameters) for name, parameters in recipe.fit.items()}
+        self.fits = {name: self._fit(name, parameters) for name, parameters in recipe.fit.items()}
+        self.rewriters = {name: self._rewriter(name) for name in recipe.rewrite}
         self.training: TrainConfig | None = None
         if recipe.train:
             _check_sources("train.target", recipe.train.target or (), recipe.sources)
             _require("train", "torch")
             _made("train", Tasks, {"tasks": recipe.train.tasks})
-            if recipe.tokenizer and not _is_fit(recipe.tokenizer):
+            if recipe.tokenizer and not is_fit(recipe.tokenizer):
                 _check_tokenizer(recipe.tokenizer)
             if recipe.train.config:  # importing torch takes seconds
                 from trainers.config import TrainConfig
@@ -98,37 +103,70 @@ class Plan:
         kind, parameters = self._parameters(name)
         field = "" if name == "tokens" and self.recipe.tokenizer else f"score.{name}."
         _require(field.rstrip(".") or "tokenizer", scorers.find(kind).package)
-        return Column(name, f"scores/{name}", _made(field.rstrip("."), scorers.find(kind), parameters))
+        return Column(name, f"scores/{name}", self._ready(field.rstrip("."), scorers.find(kind), parameters))
 
     def _parameters(self, name: str) -> tuple[str, dict[str, Any]]:
-        parameters = {k: self._model_path(v) for k, v in self.given[name].items() if k != "scorer"}
+        parameters = {key: value for key, value in self.given[name].items() if key != "scorer"}
         return self.given[name].get("scorer", name), parameters
 
-    def _model_path(self, value: Any) -> Any:
-        return f"{self.run}/models/{value.removeprefix(MODELS)}" if _is_fit(value) else value
+    def _ready(self, field: str, kind: type[BaseModel], parameters: Mapping[str, Any]) -> Any:
+        """A scorer, a method or a rewriter, with the models that fits have made by now, and the run's answers."""
+        given = with_models(parameters, self.run)
+        if "cache" in kind.model_fields and not store.is_remote(self.run):
+            given = {"cache": f"{self.run}/answers.sqlite", **given}
+        _require_engines(field, given)
+        return _made(field, kind, given)
+
+    def _waiting(self, field: str, kind: type[BaseModel], given: Mapping[str, Any]) -> Any:
+        """The same where a model is still to be fitted: only the names of its parameters are checked."""
+        _check_keys(field, given, kind)
+        _require_engines(field, given)
+        return kind.model_construct(**given)
+
+    def _fit(self, name: str, parameters: dict[str, Any]) -> Fit:
+        kind = fits.find(parameters["method"])
+        _require(f"fit.{name}", kind.package)
+        given = {key: value for key, value in parameters.items() if key != "method"}
+        made: Fit = self._ready(f"fit.{name}", kind, given)
+        return made
 
     def _check_fitted(self, name: str) -> None:
         kind, parameters = self._parameters(name)
         _require(f"score.{name}", scorers.find(kind).package)
-        _check_keys(f"score.{name}", parameters, scorers.find(kind))
+        self._waiting(f"score.{name}", scorers.find(kind), parameters)
 
     def _cleaning(self, name: str) -> Any:
         """A method of clean; one that waits for a fit is not checked yet."""
         _require(f"clean.{name}", getattr(CLEAN[name], "package", None))
-        given = self.recipe.clean[name]
-        if self.fits_before(name):
-            _check_keys(f"clean.{name}", given, CLEAN[name])
-            return CLEAN[name].model_construct(**given)
-        return _made(f"clean.{name}", CLEAN[name], given)
+        made = self._waiting if self.fits_before(name) else self._ready
+        return made(f"clean.{name}", CLEAN[name], self.recipe.clean[name])
 
     def fits_before(self, cleaning: str) -> list[str]:
         """The fits whose models a method of clean reads."""
-        return [value.removeprefix(MODELS) for value in self.recipe.clean[cleaning].values() if _is_fit(value)]
+        return _fits(self.recipe.clean[cleaning])
 
     def cleaning_method(self, name: str) -> Any:
         """A method of clean whose models have been made by now."""
-        given = {key: self._model_path(value) for key, value in self.recipe.clean[name].items()}
-        return _made(f"clean.{name}", CLEAN[name], given) if self.fits_before(name) else self.cleaning[name]
+        if not self.fits_before(name):
+            return self.cleaning[name]
+        return self._ready(f"clean.{name}", CLEAN[name], self.recipe.clean[name])
+
+    def _rewriter(self, name: str) -> Rewriter:
+        """A rewriter; one that waits for a fit is not checked yet."""
+        given = self.recipe.rewrite[name]
+        kind = rewriters.find(given.get("rewriter", name))
+        _require(f"rewrite.{name}", kind.package)
+        made = self._waiting if _fits(given) else self._ready
+        return made(f"rewrite.{name}", kind, {key: value for key, value in given.items() if key != "rewriter"})
+
+    def rewriter(self, name: str) -> Rewriter:
+        """A rewriter whose models have been made by now."""
+        given = self.recipe.rewrite[name]
+        if not _fits(given):
+            return self.rewriters[name]
+        parameters = {key: value for key, value in given.items() if key != "rewriter"}
+        made: Rewriter = self._ready(f"rewrite.{name}", rewriters.find(given.get("rewriter", name)), parameters)
+        return made
 
     def fitted_columns(self) -> dict[str, Column]:
         """The columns whose models the fit steps have made by now."""
@@ -136,7 +174,7 @@ class Plan:
 
     def tokenizer(self) -> str:
         """Path of the tokenizer that mixtures are weighed with."""
-        return str(self._model_path(self.recipe.tokenizer))
+        return str(with_models(self.recipe.tokenizer, self.run))
 
     def tables(self, shards: list[Shard], raw: Mapping[str, str]) -> Tables:
         holdout = Holdout(self.recipe.holdout.share, self.recipe.holdout.clusters) if self.recipe.holdout else None
@@ -165,7 +203,7 @@ class Plan:
             _check(f"dedupe.{name}.prefer", method.prefer, first, is_number, "a number")
         known |= {name: Struct("", FLAGS, "") for name in self.methods}
         middle = self._with(shards, raw, known)
-        if self.cleaning and self.recipe.text in raw and is_conversation(type_of(raw[self.recipe.text])):
+        if self.cleaning and self._of_conversations(raw):
             raise RecipeError(
                 f"clean: cuts spans out of texts, but column {self.recipe.text!r} holds conversations, which mixtures "
                 "carry as they are; give prompts and completions as columns of text, or leave out `clean`"
@@ -185,6 +223,17 @@ class Plan:
             _check_needs(f"score.{name}", scorer.needs, raw)
             known[name] = Struct("", scorer.fields(), "")
         late = self._with(shards, raw, known)
+        for name, rewriter in self.rewriters.items():
+            if rewriter.where:
+                _check(f"rewrite.{name}.where", rewriter.where, late)
+            _check_needs(f"rewrite.{name}", rewriter.needs, raw)
+        if self.rewriters:
+            self._check_rewritable(raw)
+            raw = {**raw, "rewrite": type_text(PROVENANCE)}
+            for name, rewriter in self.rewriters.items():
+                raw |= {field.name: type_text(field.type) for field in rewriter.fields()}
+                known[name] = Struct("", pieces_type(rewriter), "")
+            late = self._with(shards, raw, known)
         for name, text in self.recipe.select.items():
             _check(f"select.{name}", text, late, operators=True)
         if self.recipe.holdout:
@@ -194,9 +243,18 @@ class Plan:
             for part in mixture.parts(name):
                 _check(f"{part.field}.where", part.where, last)
                 if isinstance(part.weights, dict):
-                    _check_sources(f"{part.field}.weights", part.weights, self.recipe.sources)
+                    _check_sources(f"{part.field}.weights", part.weights, {**self.recipe.sources, **self.rewriters})
         if self.training:
             trainable.check_columns(self.training, self.recipe.text, raw)
+
+    def _of_conversations(self, raw: Mapping[str, str]) -> bool:
+        return self.recipe.text in raw and is_conversation(type_of(raw[self.recipe.text]))
+
+    def _check_rewritable(self, raw: Mapping[str, str]) -> None:
+        if self._of_conversations(raw):
+            raise RecipeError(
+                f"rewrite: makes new texts, but column {self.recipe.text!r} holds conversations; give a column of text"
+            )
 
     def _check_fit(self, name: str, schema: pa.Schema) -> None:
         made = self.fits[name]
@@ -212,8 +270,9 @@ class Plan:
         return replace(self.tables(shards, raw), structs=structs).schema()
 
 
-def _is_fit(value: Any) -> bool:
-    return isinstance(value, str) and value.startswith(MODELS)
+def _fits(parameters: Mapping[str, Any]) -> list[str]:
+    """The fits whose models the parameters name."""
+    return [value.removeprefix(MODELS) for _, value in fits_in(parameters, "")]
 
 
 def _made(field: str, kind: type[BaseModel], parameters: dict[str, Any]) -> Any:
@@ -231,12 +290,6 @@ def _check_keys(field: str, given: Iterable[str], kind: type[BaseModel]) -> None
             raise RecipeError(f"{field}.{key}: no such key{nearest(key, kind.model_fields)}")
 
 
-def _fit(field: str, given: dict[str, Any]) -> Fit:
-    kind = fits.find(given["method"])
-    _require(field, kind.package)
-    return _made(field, kind, {key: value for key, value in given.items() if key != "method"})
-
-
 def _field(fit: Fit, sample: str) -> str:
     """The field of a fit that holds the condition of a sample: of its name, or `where`."""
     return sample if sample in type(fit).model_fields else "where"
@@ -247,6 +300,16 @@ def _require(field: str, package: str | None) -> None:
     if package and importlib.util.find_spec(package) is None:
         extra = EXTRAS[package]
         raise RecipeError(f"{field}: needs the package {package}; pip install 'corpusmill[{extra}]'")
+
+
+def _require_engines(field: str, given: Mapping[str, Any]) -> None:
+    """Raises RecipeError: an engine that some parameter asks for is not installed."""
+    for key, value in given.items():
+        if isinstance(value, Mapping):
+            name = value.get("engine", "transformers")
+            if key == "engine" and isinstance(name, str) and name in ENGINES:
+                _require(f"{field}.{key}", ENGINES[name])
+            _require_engines(f"{field}.{key}", value)
 
 
 def _check_tokenizer(path: str) -> None:

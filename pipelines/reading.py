@@ -60,13 +60,14 @@ class Read:
     index: pa.RecordBatch
 
     def dropped(self) -> dict[str, int]:
-        return _tally(self.index.column("status"), "ok")
+        return tally(self.index.column("status"), "ok")
 
     def repaired(self) -> dict[str, int]:
-        return _tally(self.index.column("repaired"), "")
+        return tally(self.index.column("repaired"), "")
 
 
-def _tally(column: pa.Array, other_than: str) -> dict[str, int]:
+def tally(column: pa.Array, other_than: str) -> dict[str, int]:
+    """How often each value stands in a column of text, but for one."""
     counts = pc.value_counts(column)
     pairs = zip(counts.field("values"), counts.field("counts"), strict=True)  # a handful of reasons, not rows
     return {str(v): int(str(c)) for v, c in pairs if str(v) != other_than}

@@ -15,11 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 import scorers
 from pipelines.reading import Admission
 from trainers import fits
+from transforms import rewriters
 
 MODELS = "fit:"  # `fit:name` as a path means the model that the recipe's fit step of that name makes
 METHODS = ("exact", "minhash", "semantic")  # of dedupe
 CLEANING = ("lines", "substring", "c4", "pii", "prox")  # methods of clean, in their order
-MIX = "mix"  # among the readers of a fit: mixtures, which take its weights
+MIX, REWRITE = "mix", "rewrite"  # among the readers of a fit: mixtures, which take its weights, and rewriters
 HELDOUT = "heldout"  # the mixture of the documents held out
 FORMS = {  # of the parts of a recipe that are mappings
     "sources": "{NAME: GLOB}",
@@ -28,6 +29,7 @@ FORMS = {  # of the parts of a recipe that are mappings
     "dedupe": "{METHOD: {KEY: VALUE}}",
     "clean": "{METHOD: {KEY: VALUE}}",
     "score": "{NAME: {KEY: VALUE}}",
+    "rewrite": "{NAME: {rewriter: KIND}}",
     "mix": "{NAME: {KEY: VALUE}}",
 }
 SET = re.compile(r"\$\{([A-Z][A-Z0-9_]*)(?::([-?])([^{}]*))?\}")  # ${NAME}, ${NAME:-default}, ${NAME:?what it is}
@@ -79,6 +81,7 @@ class Recipe(_Strict):
     clean: dict[str, dict[str, Any]] = {}
     holdout: HoldoutSpec | None = None
     fit: dict[str, dict[str, Any]] = {}
+    rewrite: dict[str, dict[str, Any]] = {}
     select: dict[str, str] = {}
     tokenizer: str | None = None
     mix: dict[str, dict[str, Any]] = {}
@@ -89,7 +92,7 @@ class Recipe(_Strict):
     def _empty_parts(cls, value: Any) -> Any:
         """`fineweb:` with nothing after it means its defaults."""
         if isinstance(value, dict):
-            for part in ("score", "dedupe", "clean", "mix"):
+            for part in ("score", "dedupe", "clean", "rewrite", "mix"):
                 if isinstance(value.get(part), dict):
                     value = {**value, part: {name: given or {} for name, given in value[part].items()}}
         return value
@@ -105,7 +108,7 @@ class Recipe(_Strict):
         """Names become folders, and those of scorers SQL columns, where upper and lower case are the same."""
         if not self.name.strip("."):
             yield f"name: {self.name!r} cannot name a folder; use a letter or a digit"
-        for part in ("sources", "score", "fit", "mix"):
+        for part in ("sources", "score", "fit", "rewrite", "mix"):
             for name in getattr(self, part):
                 if not re.fullmatch(r"[^/.\x00-\x1f][^/\x00-\x1f]*", name):
                     yield f"{part}: {name!r} cannot name a folder; use no '/' and no '.' at its start"
@@ -119,6 +122,12 @@ class Recipe(_Strict):
             if name.lower() in taken:
                 yield f"score: {name!r} is the name of another column; choose one and give `scorer`"
             taken.add(name.lower())
+        for name in self.rewrite:
+            if name.lower() in taken:
+                yield f"rewrite: {name!r} is the name of another column; choose one and give `rewriter`"
+            if name.lower() in map(str.lower, self.sources):
+                yield f"rewrite: {name!r} is a source; new documents are one of their own: choose another name"
+            taken.add(name.lower())
         for part, name in (("mix", HELDOUT), ("select", "holdout")):
             if name in getattr(self, part):
                 yield f"{part}: {name!r} means the documents held out; choose another name"
@@ -131,6 +140,10 @@ class Recipe(_Strict):
         for name in self.dedupe:
             if name not in METHODS:
                 yield f"dedupe.{name}: no such method{nearest(name, METHODS)}"
+        for name, given in self.rewrite.items():
+            kind = given.get("rewriter", name)
+            if kind not in rewriters.names():
+                yield f"rewrite.{name}: no rewriter {kind!r}{nearest(kind, rewriters.names())}"
         for name, given in self.fit.items():
             method = given.get("method")
             if method not in fits.names():
@@ -156,27 +169,53 @@ class Recipe(_Strict):
 
     def _models(self) -> Iterator[str]:
         """Every `fit:NAME` names a fit whose model the scorer reads, or whose weights a mixture does."""
-        named: list[tuple[str, Any, str]] = [("tokenizer", self.tokenizer, "tokens")]
-        for name, given in self.score.items():
-            named += [(f"score.{name}.{key}", value, given.get("scorer", name)) for key, value in given.items()]
-        for name, given in self.clean.items():
-            named += [(f"clean.{name}.{key}", value, name) for key, value in given.items()]
+        named: list[tuple[str, str, str]] = []
+        if is_fit(self.tokenizer):
+            named.append(("tokenizer", self.tokenizer or "", "tokens"))
+        for part, key in (("score", "scorer"), ("rewrite", "rewriter"), ("clean", "")):
+            for name, given in getattr(self, part).items():
+                reader = REWRITE if part == "rewrite" else given.get(key, name)
+                named += [(field, value, reader) for field, value in fits_in(given, f"{part}.{name}")]
         for name, given in self.mix.items():
             phases = given["phases"] if isinstance(given.get("phases"), list) else []
             for field, part in {name: given, **{f"{name}.phases.{k}": phase for k, phase in enumerate(phases)}}.items():
-                named.append((f"mix.{field}.weights", part.get("weights") if isinstance(part, dict) else None, MIX))
+                if isinstance(part, dict) and is_fit(part.get("weights")):
+                    named.append((f"mix.{field}.weights", part["weights"], MIX))
         for field, value, scorer in named:
-            if not isinstance(value, str) or not value.startswith(MODELS):
-                continue
             fit = value.removeprefix(MODELS)
             if fit not in self.fit:
                 yield f"{field}: {value!r} is not under fit{nearest(fit, self.fit)}"
                 continue
             method = self.fit[fit].get("method", "")
-            readable = scorer == MIX or scorer in CLEANING or scorer in scorers.names()
+            readable = scorer in (MIX, REWRITE) or scorer in CLEANING or scorer in scorers.names()
             known = method in fits.names() and readable
             if known and scorer not in (readers := fits.find(method).readers):
                 yield f"{field}: {value!r} makes a model for {' or '.join(readers)}, not for {scorer}"
+
+
+def is_fit(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(MODELS)
+
+
+def fits_in(given: Any, field: str) -> Iterator[tuple[str, str]]:
+    """(field, `fit:NAME`) of every parameter that names a fit's model, however deep."""
+    if is_fit(given):
+        yield field, given
+    elif isinstance(given, Mapping):
+        for key, value in given.items():
+            yield from fits_in(value, f"{field}.{key}")
+    elif isinstance(given, list | tuple):
+        for k, value in enumerate(given):
+            yield from fits_in(value, f"{field}.{k}")
+
+
+def with_models(given: Any, run: str) -> Any:
+    """Parameters with the folder of each model that they name by `fit:NAME`."""
+    if is_fit(given):
+        return f"{run}/models/{given.removeprefix(MODELS)}"
+    if isinstance(given, Mapping):
+        return {key: with_models(value, run) for key, value in given.items()}
+    return [with_models(value, run) for value in given] if isinstance(given, list | tuple) else given
 
 
 def nearest(name: Any, known: Any) -> str:

@@ -1,7 +1,7 @@
 """A whole run: the steps of a recipe in their order, each computing only what is missing or has changed.
 
 scan -> score (index, scorers, signatures) -> dedupe -> clean -> fit -> score (fitted scorers, tokens)
-         -> select -> mix -> train -> report
+         -> rewrite -> score (what was written) -> select -> mix -> train -> report
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pipelines.mix import mix
 from pipelines.near import near
 from pipelines.plan import Plan
 from pipelines.recipe import HELDOUT, Recipe, RecipeError
+from pipelines.rewrite import PIECES, inherit, rewrite
 from pipelines.score import Column, Pass, ScoreSplit
 from pipelines.select import cuts, described, select
 from pipelines.semantic import semantic
@@ -43,7 +44,7 @@ OWN_FILES = (
     "scan.json",
 )  # what a run killed at its start may leave
 DEDUPE: dict[str, Any] = {"exact": exact, "minhash": near, "semantic": semantic}
-STEPS = ("score", "dedupe", "clean", "fit", "select", "mix", "train", "report")
+STEPS = ("score", "dedupe", "clean", "fit", "rewrite", "select", "mix", "train", "report")
 
 
 class Run:
@@ -80,14 +81,17 @@ class Run:
         with store.commit(f"{self.folder}/recipe.yaml") as sink:
             sink.write(yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False).encode())
         self._scan(found)
-        readable = [s for s in self.shards if s.cause is None]
+        self.tables = self.plan.tables(self.shards, self._columns())
+        self.splits = shards.splits(self.shards)
+        check_size(self.plan.cleaning, self.splits)
+
+    def _columns(self) -> dict[str, str]:
+        """Columns of the shards that can be read: name -> type as text."""
         try:
-            union = shards.schema_of(readable, self.recipe.text)
+            union = shards.schema_of([s for s in self.shards if s.cause is None], self.recipe.text)
         except ValueError as error:
             raise RecipeError(str(error)) from error
-        self.tables = self.plan.tables(self.shards, {name: kind for name, (kind, _) in union.items()})
-        self.splits = shards.splits(readable)
-        check_size(self.plan.cleaning, self.splits)
+        return {name: kind for name, (kind, _) in union.items()}
 
     def _own_folder(self) -> None:
         """Refuse a folder that holds something else than a run of this recipe's name."""
@@ -136,13 +140,13 @@ class Run:
         deal = engine.deal(new, sizes, self.context.workers)
         return self.context.graph("scan", lambda p: p | "Shards" >> deal | beam.FlatMap(scan), len(new))
 
-    def score(self, columns: dict[str, Column] | None = None) -> None:
-        """One scoring pass: index, signatures and the scorers that wait for no fit, or the columns given."""
-        if columns is None:
-            columns = dict(self.plan.columns) | {f"signatures/{n}": m.column() for n, m in self.plan.methods.items()}
-        if not columns and "index" in self.context.records:
-            return
-        cuts = {s.folder: s.base for s in (self.tables.structs[name] for name in self.tables.cuts)}
+    def score(self) -> None:
+        """The first scoring pass: index, signatures and the scorers that wait for no fit."""
+        signatures = {f"signatures/{name}": method.column() for name, method in self.plan.methods.items()}
+        self._score({**self.plan.columns, **signatures}, {})
+
+    def _score(self, columns: dict[str, Column], cuts: dict[str, str]) -> None:
+        """A scoring pass; `cuts`: folder -> base of the spans that are cut from the text."""
         plan = Pass.plan(self.folder, self.recipe.text, self.recipe.admission, list(columns.values()), cuts)
         records = self.context.run_splits("score", self.splits, beam.ParDo(ScoreSplit(plan)))
         lost = {(r.source, r.split) for r in records if r.quarantined}
@@ -176,11 +180,34 @@ class Run:
         for name in self.plan.fits:
             if name not in self.fits:
                 self._fit(name, self.tables)
+        self._score_fitted()
+
+    def _score_fitted(self) -> None:
         if self.plan.fitted:
-            self.score(self.plan.fitted_columns())
+            cuts = {s.folder: s.base for s in (self.tables.structs[name] for name in self.tables.cuts)}
+            self._score(self.plan.fitted_columns(), cuts)
 
     def _fit(self, name: str, tables: Tables) -> None:
         self.fits[name] = fit(self.context, tables, self.splits, name, self.plan.fits[name], self.documents)
+
+    def rewrite(self) -> None:
+        """New documents, by every rewriter of the recipe; each one's are a source, scored as all others are."""
+        if not self.plan.rewriters:
+            return
+        originals, structs = self.splits, {}
+        new: list[Shard] = []
+        for name in self.plan.rewriters:
+            rewriter = self.plan.rewriter(name)
+            methods = list(self.plan.methods)
+            structs[name], made = rewrite(self.context, self.tables, originals, name, rewriter, methods)
+            new += made
+        self.shards = sorted([*self.shards, *new], key=lambda s: (s.source, s.name))
+        store.write_json(f"{self.folder}/shards.json", shards.to_json(self.shards))
+        self.splits = [*originals, *shards.splits(new)]
+        self.tables = replace(self.tables, raw=self._columns(), structs={**self.tables.structs, **structs})
+        self._score(dict(self.plan.columns), {})
+        inherit(self.context, self.tables, self.splits[len(originals) :], originals)
+        self._score_fitted()
 
     def select(self) -> None:
         conditions = self.recipe.select
@@ -227,7 +254,9 @@ class Run:
             return
         sound = [r for r in records["index"] if not r.quarantined]
         for step, mine in records.items():
-            if step != "index":
+            if step.startswith(PIECES):  # of documents, which become documents of another source
+                ledger.born(mine, records["index"], step.removeprefix(PIECES))
+            elif step != "index":
                 ledger.chain(sound, mine)
 
 

@@ -6,6 +6,7 @@ Index, scorers and dedupe signatures are all columns: batch in, one struct per d
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ import pyarrow as pa
 from pipelines import ledger, progress, store
 from pipelines.code import code_digest
 from pipelines.cuts import read_cut
-from pipelines.reading import INDEX, Admission, CorruptSplitError, Read
+from pipelines.reading import INDEX, Admission, CorruptSplitError, Read, tally
 from pipelines.shards import Split
 from scorers import Scorer
 from transforms.batch import Batch
@@ -113,6 +114,7 @@ class ScoreSplit(beam.DoFn):
         index = ledger.Record.of("index", split, 0, 0, key=self.plan.key("index", split))
         sidecars = {f: self._open(f, split) for f in missing}
         seconds = dict.fromkeys(missing, 0.0)
+        counted: dict[str, Counter[str]] = {folder: Counter() for folder in missing}
         # The pass that admits documents reads every column, so that a corrupt page of any of them is met here.
         wanted = None if "index" in missing else _extra(columns)
         try:
@@ -120,7 +122,8 @@ class ScoreSplit(beam.DoFn):
                 _count(index, batch)
                 if "index" in sidecars:
                     sidecars["index"].write(batch.index)
-                self._score(batch, columns, sidecars, seconds)
+                for column, struct in self._score(batch, columns, sidecars, seconds):
+                    counted[column.folder].update(_counted(column.scorer, struct))
             index.seconds = time.perf_counter() - started
         except BaseException as error:
             for sidecar in sidecars.values():
@@ -129,6 +132,7 @@ class ScoreSplit(beam.DoFn):
         records = {}
         for folder in missing:
             record = index if folder == "index" else self._record(folder, split, index, seconds[folder])
+            record.repaired.update(sorted(counted[folder].items()))
             sidecars[folder].close(record.json())
             records[folder] = record.json()
         progress.report(self.plan.run, "score", split, index.rows_out, index.bytes)
@@ -140,7 +144,7 @@ class ScoreSplit(beam.DoFn):
 
     def _score(
         self, read: Read, columns: list[Column], sidecars: dict[str, store.Sidecar], seconds: dict[str, float]
-    ) -> None:
+    ) -> Iterator[tuple[Column, pa.StructArray]]:
         if not read.documents.num_rows:
             return
         batch = Batch(read.documents, text=self.plan.text)
@@ -154,6 +158,7 @@ class ScoreSplit(beam.DoFn):
             keys = [read.documents.column("row"), read.documents.column("id")]
             sidecars[column.folder].write(pa.RecordBatch.from_arrays([*keys, struct], schema=column.schema()))
             seconds[column.folder] += time.perf_counter() - started
+            yield column, struct
 
     def _record(self, folder: str, split: Split, index: ledger.Record, seconds: float) -> ledger.Record:
         column = next(c for c in self.plan.columns if c.folder == folder)
@@ -166,6 +171,11 @@ class ScoreSplit(beam.DoFn):
 def _extra(columns: Sequence[Column]) -> list[str]:
     """Columns besides id and text that scorers ask for."""
     return sorted({name for c in columns for name in c.scorer.needs})
+
+
+def _counted(scorer: Scorer, struct: pa.StructArray) -> dict[str, int]:
+    """How often a scorer says something else than `ok` in the field that it wants counted."""
+    return tally(struct.field(scorer.counted), "ok") if scorer.counted else {}
 
 
 def _count(index: ledger.Record, batch: Read) -> None:

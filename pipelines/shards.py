@@ -134,6 +134,16 @@ def _match(pattern: str) -> list[tuple[str, int, int]]:
     return [(p, (s := Path(p).stat()).st_size, s.st_mtime_ns) for p in paths]
 
 
+def at(source: str, name: str, path: str) -> Shard:
+    """The shard of a file that is there, not yet opened."""
+    if store.is_remote(path):
+        ((_, size, modified),) = _match(path)
+    else:
+        state = Path(path).stat()
+        size, modified = state.st_size, state.st_mtime_ns
+    return Shard(source, name, path, size, modified)
+
+
 def scan(shard: Shard, text: str) -> Shard:
     """Open one shard: its digest, columns and row groups, or the cause why it is quarantined."""
     try:

@@ -99,8 +99,9 @@ class Mixture(BaseModel):
     """One mixture of a recipe.
 
     `where` chooses documents; held-out ones never qualify. `tokens` is one pass over it (null: all there are, once).
-    `weights` are shares of tokens by source; `natural`: as the chosen documents have them; `{temperature: T}`: their
-    tokens to the power of 1/T; `fit:NAME`: those that a fit has found. `phases` follow each other within a pass.
+    `weights` are shares of tokens by source; `natural`: as the chosen documents have them, and as many of what a
+    rewriter made as of what it was made from (see `_written`); `{temperature: T}`: their tokens to the power of 1/T;
+    `fit:NAME`: those that a fit has found. `phases` follow each other within a pass.
     A source that would be read more than `max_epochs` times is refused; `cap_epochs` gives what a source would be read
     beyond it to the others, in proportion to their weights.
     """
@@ -172,11 +173,35 @@ def shares(
     found = search(list(everything.values()))
     pools = {place: found[statistic.name].weight for place, statistic in everything.items()}
     taken = _Taken({s: {} for s in sources}, dict.fromkeys(sources, 1.0))
+    natural = any(part.weights == "natural" for part in parts)
+    written = _written(tables, sources, also, search) if natural else {}
     made = []
     for part in parts:
         available = {s: pools[part.where, s] for s in sources}
-        made.append(_shares(part, mixture, wheres[part.where], available, taken, context.run, search))
+        asked = weights_of(part, available, context.run, written)
+        made.append(_shares(part, mixture, wheres[part.where], available, asked, taken, search))
     return made
+
+
+def _written(
+    tables: Tables, sources: Sequence[str], also: str, search: Callable[[list[Statistic]], dict[str, Found]]
+) -> dict[str, int]:
+    """By the source of each rewriter, the tokens of the documents that it made something of: what WRAP mixes one to one
+    (Maini et al. 2024, arXiv 2401.16380). What several rewriters made something of is shared among them.
+    """
+    names = [name for name, struct in tables.structs.items() if struct.folder == f"rewrites/{name}" and name in sources]
+    accepted = {name: f'(coalesce("{name}".accepted, 0) > 0)' for name in names}
+    shared = " + ".join(f"{condition}::INT" for condition in accepted.values())
+    wanted = {
+        (name, source): Statistic(
+            f"{source} for {name}", "draw", 1.0, None, where=f"({also}) AND {condition}",
+            weight=f"{TOKENS} / ({shared})", source=source,
+        )
+        for name, condition in accepted.items() for source in sources if source not in accepted
+    }  # fmt: skip
+    found = search(list(wanted.values()))
+    of = {place: found[statistic.name].weight for place, statistic in wanted.items()}
+    return {name: sum(n for (mine, _), n in of.items() if mine == name) for name in names}
 
 
 @dataclass
@@ -202,8 +227,8 @@ def _shares(
     mixture: Mixture,
     where: str,
     available: Mapping[str, int],
+    weights: Mapping[str, float],
     taken: _Taken,
-    run: str,
     search: Callable[[list[Statistic]], dict[str, Found]],
 ) -> dict[str, Share]:
     """One phase; what it takes is noted in `taken`."""
@@ -211,7 +236,7 @@ def _shares(
     found = search(list(known.values()))
     fresh = {s: found[s].weight if s in known else available[s] for s in available}
     before = {s: (available[s] - fresh[s]) * taken.epochs[s] for s in available}
-    asked = _asked(part, mixture, available, before, weights_of(part, available, run))
+    asked = _asked(part, mixture, available, before, weights)
     wanted = [_statistic(s, s, taken.fresh(s, where), n) for s, n in asked.items() if n < fresh[s]]
     cuts = search(wanted)
     made = {}
@@ -229,14 +254,20 @@ def _shares(
     return made
 
 
-def weights_of(part: Part, available: Mapping[str, int], run: str) -> dict[str, float]:
+def weights_of(
+    part: Part, available: Mapping[str, int], run: str, written: Mapping[str, int] | None = None
+) -> dict[str, float]:
     """The weights of a phase as numbers above 0, of the sources that have one.
+
+    `written`: tokens of the originals, by the source of what was made of them; it gets as many, and no more than makes
+    it be read WARN_EPOCHS times.
 
     Raises:
         MixError: a source is not known, or a fit has left no weights.
     """
     if part.weights == "natural":
-        given: Mapping[str, float] = available
+        most = {source: WARN_EPOCHS * available[source] for source in written or ()}
+        given: Mapping[str, float] = {**available, **{s: min(most[s], n) for s, n in (written or {}).items()}}
     elif isinstance(part.weights, Temperature):
         given = part.weights.of(available)
     elif isinstance(part.weights, str):
@@ -272,7 +303,10 @@ def _asked(
     weights: Mapping[str, float],
 ) -> dict[str, int]:
     """Tokens to take of each source that gives any; `before`: those of the same documents that earlier phases took."""
-    total = sum(available[source] for source in weights) if part.tokens is None else part.tokens
+    total = part.tokens
+    if total is None:  # natural weights are tokens themselves
+        whole = weights if part.weights == "natural" else {source: available[source] for source in weights}
+        total = round(sum(whole.values()))
     if mixture.cap_epochs is None:
         asked = apportion(total, weights)
     else:

@@ -120,7 +120,7 @@ class Context:
             quarantined = {(r.source, r.split) for r in records if r.quarantined}
             expected = [s for s in splits if (s.source, s.name) not in quarantined or step == "index"]
             ledger.check(step, expected, mine)
-            if step in self.records and all(r.reused for r in mine):
+            if all(r.reused for r in mine) and len(mine) == len(self.records.get(step, ())):
                 continue  # a second scoring pass finds the index of the first
             ledger.write(f"{self.run}/ledger/{step.replace(':', '.')}.parquet", mine)
             self.records[step] = mine

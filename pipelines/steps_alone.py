@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from pipelines.recipe import Recipe, RecipeError, load, parse
 from trainers import fits
+from transforms import rewriters
 
 
 def recipe_for(data: str, parts: dict[str, Any], folder: str | None) -> tuple[Recipe, str]:
@@ -107,11 +108,20 @@ def settings(method: str, texts: Sequence[str]) -> dict[str, Any]:
     Raises:
         RecipeError: there is no such method, or a text is no KEY=VALUE.
     """
+    return {**assignments(texts, _found(fits, method)), "method": method}
+
+
+def rewriting(kind: str, texts: Sequence[str]) -> dict[str, Any]:
+    """The parameters of a rewriter, as `settings` gives those of a fit."""
+    return {**assignments(texts, _found(rewriters, kind)), "rewriter": kind}
+
+
+def _found(package: Any, name: str) -> type[BaseModel]:
     try:
-        model = fits.find(method)
+        model: type[BaseModel] = package.find(name)
     except LookupError as error:
         raise RecipeError(str(error)) from error
-    return {**assignments(texts, model), "method": method}
+    return model
 
 
 def assignments(texts: Sequence[str], model: type[BaseModel]) -> dict[str, Any]:

@@ -10,9 +10,11 @@ import pyarrow.compute as pc
 
 from pipelines import ledger, store
 from pipelines.recipe import HELDOUT
+from pipelines.rewrite import PIECES
 
 if TYPE_CHECKING:
     from pipelines.run import Run
+    from pipelines.shards import Shard
 
 SHARES = ("asked", "epochs", "effective_tokens", "marginal")  # of a source in a mixture
 
@@ -26,7 +28,7 @@ def summarise(job: Run) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "recipe": job.recipe.name,
         "run": job.folder,
-        "documents_in": sum(s.rows for s in job.shards),
+        "documents_in": sum(s.rows for s in _given(job)),
         "documents_out": manifest and sum(s["documents"] for s in manifest["sources"].values()),
         "ledger_balanced": _balanced(job),
         "ledger": steps,
@@ -35,6 +37,7 @@ def summarise(job: Run) -> dict[str, Any]:
             "quarantined": _quarantined(job),
             "quarantined_share": job.quarantined_share(),
         },
+        "rewrites": _rewrites(steps),
         "duplicate_ids": _duplicate_ids(job),
         "tokens_by_source": _tokens(job, manifest),
         "mixtures": {
@@ -77,7 +80,20 @@ def _decisive(job: Run, scores: Iterable[str]) -> str:
     """Digest of the shards and the recipe, of its scorers only `scores`: one more changes nothing that is there."""
     recipe = job.recipe.model_dump(mode="json")
     recipe["score"] = {name: recipe["score"].get(name) for name in scores}
-    return store.digest(recipe, [(s.source, s.name, s.digest, s.cause) for s in job.shards])
+    return store.digest(recipe, [(s.source, s.name, s.digest, s.cause) for s in _given(job)])
+
+
+def _given(job: Run) -> list[Shard]:
+    """The shards that the recipe names, without those of rewriters."""
+    return [shard for shard in job.shards if shard.source in job.recipe.sources]
+
+
+def _rewrites(steps: dict[str, Any]) -> dict[str, Any]:
+    """Of each rewriter: pieces asked for, documents made of them, and what became of the others by reason."""
+    found = {step.removeprefix(PIECES): row for step, row in steps.items() if step.startswith(PIECES)}
+    return {
+        name: {"pieces": row["in"], "documents": row["out"], "left_out": row["dropped"]} for name, row in found.items()
+    }
 
 
 def _carried(job: Run, summary: dict[str, Any]) -> dict[str, Any]:

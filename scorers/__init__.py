@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 class Scorer(Parameters):
     """A scorer's parameters are its fields; ``name`` is the name of its module and of its struct column, ``package``
-    what has to be installed besides the core.
+    what has to be installed besides the core, ``counted`` a field of text whose values other than `ok` the ledger counts.
 
     A scorer gives features and, where its source publishes thresholds, ``passed`` and ``reason`` (null where passed).
     It decides nothing: selection is SQL over its columns.
@@ -23,6 +23,7 @@ class Scorer(Parameters):
 
     name: ClassVar[str]
     package: ClassVar[str | None] = None
+    counted: ClassVar[str | None] = None
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -151,6 +151,7 @@ class Folder:
         columns = [(f"scores/{name}", name) for name in scores]
         columns += [(f"dedupe/{name}", name) for name in self.recipe.get("dedupe", {})]
         columns += [(f"cuts/{name}", name) for name in self.recipe.get("clean", {})]
+        columns += [(f"rewrites/{name}", name) for name in self.recipe.get("rewrite", {})]
         columns.append(("selection", "selection"))
         return [(folder, name) for folder, name in columns if self.current is None or folder in self.current]
 
@@ -167,7 +168,9 @@ class Folder:
             "mix": self.mixtures,
             "sample": self.recipe.get("fit", {}),
             "clean": self.recipe.get("clean", {}),
+            "inherit": {n for _, n in self.sidecars},
         }
+        parts |= dict.fromkeys(("rewrite", "pieces"), self.recipe.get("rewrite", {}))
         parts |= dict.fromkeys(("signatures", "dedupe"), self.recipe.get("dedupe", {}))
         found = []
         for file in sorted((self.path / "ledger").glob("*.parquet")):

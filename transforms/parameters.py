@@ -1,4 +1,4 @@
-"""What scorers, rewriters, engines and methods are: parameters, checked when they are made, found by their module's name."""
+"""What scorers, rewriters, engines and methods are: parameters, checked when made, and found by their module's name."""
 
 from __future__ import annotations
 

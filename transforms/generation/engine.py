@@ -1,8 +1,8 @@
 """What every generation engine takes and gives: requests and sampling in, answers out. Costs nothing; loads nothing.
 
-An engine is a file of this package with one subclass of `Engine`. Its parameters are fields; those that say how it runs,
-not what it answers, are left out of dumps (`exclude`), and so out of the keys of what was made with it. What is heavy is
-loaded by `setup`, once per worker process, and shared by its threads.
+An engine is a file of this package with one subclass of `Engine`. Its parameters are fields; those that say how it
+runs, not what it answers, are left out of dumps (`exclude`), and so out of the keys of what was made with it. What is
+heavy is loaded by `setup`, once per worker process, and shared by its threads.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rewriters: one file each; documents in, new documents with their provenance out. The originals stay as they are.
 
-A rewriter says of every piece it made, or tried to make, whether it will do. Which documents it sees, where the new ones
-go and in what proportion they are trained on is for the pipeline (docs/rewriting.md).
+A rewriter says of every piece it made, or tried to make, whether it will do. Which documents it sees, where the new
+ones go and in what proportion they are trained on is for the pipeline (docs/rewriting.md).
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-import pyarrow as pa
-
 from transforms.parameters import Parameters, by_name
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from transforms.batch import Batch
 
 OK, REJECTED, FAILED = "ok", "rejected", "failed"

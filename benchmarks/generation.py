@@ -1,15 +1,17 @@
-"""Output tokens per second through engine and cache against vLLM's own offline call; what a killed run sends twice.
+"""Output tokens/s of a run that rewrites by vLLM against vLLM's own offline call; what a killed run sends twice.
 
-    python benchmarks/generation.py --json [--environment .venv-vllm] [--requests 1500] [--pairs 3]
+    python benchmarks/generation.py --json [--environment .venv-vllm] [--documents 1500] [--pairs 3]
 
 Runs itself again in an environment with vLLM: the one given, or one that `tests/vllm_environment.sh` makes outside of
-the checkout (3.5 GB, some minutes, once). The model is made on the spot: a Llama of 4 layers, 256 wide, with a
-byte-level tokenizer. Prompts are texts of 30 to 120 words behind one instruction; outputs are bounded by 100 tokens.
+the checkout (4 GB, some minutes, once). The model is made on the spot: a Llama of 4 layers, 256 wide, with a byte-level
+tokenizer and a chat template. Documents have 30 to 120 words, one to a chunk; outputs are bounded by 100 tokens.
 
-`ours` is `generate_cached` with an empty cache in calls of `--batch` requests, as a worker feeds the documents of a
-split; `offline` is one `LLM.generate` on all prompts, on the same engine, without a cache. They take turns in one
-process; figures are medians over pairs. `sent_twice` counts requests whose answers had been handed over before a
-process was killed (SIGKILL) in the middle and that the next run sent again; `start_seconds` is what loading takes.
+`ours` is a whole run, `rewrite: {plain: {rewriter: wrap}}` over Parquet shards up to the step `rewrite`: scan, index,
+chunks, prompts, generation, acceptance checks, the cache, new shards, their index and the ledger. `offline` is one
+`LLM.chat` on the same conversations, on the same engine. They take turns in one process, each with an empty cache of
+prefixes; figures are medians over pairs. `sent_twice` counts requests whose answers a run had on disk when it was
+killed (SIGKILL, a third of the way) and that the next run of the same folder sent again; `start_seconds` is what
+loading takes.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -28,7 +31,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT)]
+sys.path.append(str(ROOT / "tests"))
 SIZE = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
 CACHE = Path.home() / ".cache" / "corpusmill" / "benchmark-generation"
 WORDS = [
@@ -45,7 +49,8 @@ WORDS = [
     "bread",
     "north",
 ]
-INSTRUCTION = "Rewrite the following text in plain words and keep every fact that it holds. Text: "
+TOKENS = 100  # of an output, at most
+SHARDS = 3
 
 
 def main() -> None:
@@ -53,7 +58,9 @@ def main() -> None:
     if not arguments.inside:
         inside(arguments)
     elif arguments.inside == "victim":
-        victim(Path(arguments.work), arguments.requests)
+        from pipelines.run import run
+
+        run(recipe(Path(arguments.work), "killed"), f"{arguments.work}/runs/killed", until="rewrite")
     else:
         print(json.dumps(measure(arguments)))
 
@@ -62,8 +69,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     parser.add_argument("--environment", help="folder of an environment with vLLM and corpusmill")
-    parser.add_argument("--requests", type=int, default=1500)
-    parser.add_argument("--batch", type=int, default=1500, help="requests of one call")
+    parser.add_argument("--documents", type=int, default=1500)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--inside", help=argparse.SUPPRESS)
     parser.add_argument("--work", help=argparse.SUPPRESS)
@@ -75,28 +81,46 @@ def inside(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.environment or CACHE / "environment").resolve()
     if not arguments.environment:
         made = [str(ROOT / "tests" / "vllm_environment.sh"), "--only-make"]
-        subprocess.run(
-            made, check=True, stdout=sys.stderr, env={**os.environ, "VENV": str(folder), "PYTHON": sys.executable}
-        )
-    command = [str(folder / "bin" / "python"), __file__, "--inside", "measure", "--requests", str(arguments.requests)]
-    command += ["--batch", str(arguments.batch), "--pairs", str(arguments.pairs)]
+        settings = {**os.environ, "VENV": str(folder), "PYTHON": sys.executable}
+        subprocess.run(made, check=True, stdout=sys.stderr, env=settings)
+    command = [str(folder / "bin" / "python"), __file__, "--inside", "measure"]
+    command += ["--documents", str(arguments.documents), "--pairs", str(arguments.pairs)]
     settings = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "ERROR", **os.environ}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=settings, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
     print(json.dumps(result, indent=None if arguments.json else 1))
 
 
-def asked(count: int, run: int) -> list[Any]:
-    """Requests of one measurement: no text twice, so that neither side finds what it has computed before."""
-    from transforms.generation.engine import Request
+def texts(name: str, count: int) -> list[str]:
+    """Documents of one measurement; none stands in another."""
+    draw = random.Random(name)
+    return [f"{name} " + " ".join(draw.choices(WORDS, k=draw.randint(30, 120))) + "." for _ in range(count)]
 
-    draw = random.Random(run)
-    texts = (" ".join(draw.choices(WORDS, k=draw.randint(30, 120))) for _ in range(count))
-    return [Request(key=f"{run} {k}", prompt=f"{INSTRUCTION}{run} {text}") for k, text in enumerate(texts)]
+
+def write_corpus(work: Path, name: str, count: int) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found = texts(name, count)
+    (work / "corpus" / name).mkdir(parents=True)
+    for k in range(SHARDS):
+        some = range(k, count, SHARDS)
+        table = pa.table({"id": [f"{name} {i}" for i in some], "text": [found[i] for i in some]})
+        pq.write_table(table, work / "corpus" / name / f"{k}.parquet")
+
+
+def recipe(work: Path, name: str) -> Any:
+    from pipelines.recipe import parse as parse_recipe
+
+    engine = {"engine": "vllm", "model": f"{work}/model", "dtype": "float32"}
+    plain = {"rewriter": "wrap", "style": "medium", "engine": engine, "temperature": 0, "chunk_tokens": 1500}
+    plain |= {"max_tokens": TOKENS}
+    sources = {"words": f"{work}/corpus/{name}/*.parquet"}
+    return parse_recipe({"name": name, "sources": sources, "rewrite": {"plain": plain}})
 
 
 def prepare(work: Path) -> Any:
-    """The engine over a model made here."""
+    """The engine, over a model made here."""
     from toy_chat import build_chat_model
     from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -111,95 +135,99 @@ def prepare(work: Path) -> Any:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    from transforms.generation.engine import Sampling
-
-    with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
         started = time.perf_counter()
         engine = prepare(work)
         engine.setup()
         start = time.perf_counter() - started
-        sampling = Sampling(max_tokens=100)
-        ours(engine, work, 200, 200, 99), offline(engine, 200, 98)  # both once to warm up
-        rates: dict[str, list[float]] = {"ours": [], "offline": []}
+        compared(engine, work, "warm", 100, ("ours", "offline"))
+        rates: dict[str, list[float]] = {"ours": [], "offline": [], "step": []}
         for pair in range(arguments.pairs):
-            turns = [("ours", 2 * pair), ("offline", 2 * pair + 1)]
-            for side, run in turns if pair % 2 else turns[::-1]:
-                tokens, seconds = (
-                    ours(engine, work, arguments.requests, arguments.batch, run)
-                    if side == "ours"
-                    else offline(engine, arguments.requests, run)
-                )
-                rates[side].append(tokens / seconds)
-                print(f"{side}: {tokens} tokens in {seconds:.1f} s", file=sys.stderr, flush=True)
+            order = ("ours", "offline") if pair % 2 else ("offline", "ours")
+            for side, rate in compared(engine, work, f"pair{pair}", arguments.documents, order).items():
+                rates[side].append(rate)
         ratios = [a / b for a, b in zip(rates["ours"], rates["offline"], strict=True)]
+        steps = [a / b for a, b in zip(rates["step"], rates["offline"], strict=True)]
         found = {f"{side}_tokens_per_second": round(statistics.median(rate)) for side, rate in rates.items()}
         found |= {"vs_offline": round(statistics.median(ratios), 3), "pairs": [round(r, 3) for r in ratios]}
-        return found | {"start_seconds": round(start, 1)} | killed(engine, work, arguments.requests, sampling)
+        found |= {"step_vs_offline": round(statistics.median(steps), 3)}
+        return found | {"start_seconds": round(start, 1)} | killed(engine, work, arguments.documents)
 
 
-def ours(engine: Any, work: Path, count: int, batch: int, run: int) -> tuple[int, float]:
-    from transforms.generation.cache import Cache, generate_cached
-    from transforms.generation.engine import Sampling
+def compared(engine: Any, work: Path, name: str, count: int, order: tuple[str, str]) -> dict[str, float]:
+    """Output tokens per second of both sides on the same documents; `step`: ours by the seconds of its step alone."""
+    write_corpus(work, name, count)
+    rates = {}
+    for side in order:
+        engine._shared.llm.reset_prefix_cache()
+        tokens, seconds, step = ours(work, name) if side == "ours" else offline(engine, name, count)
+        rates |= {side: tokens / seconds} | ({"step": tokens / step} if side == "ours" else {})
+        print(f"{name} {side}: {tokens} tokens in {seconds:.1f} s, {step:.1f} of the step", file=sys.stderr, flush=True)
+    return rates
 
-    requests, tokens = asked(count, run), 0
-    cache = Cache(work / f"{run}.sqlite")
+
+def ours(work: Path, name: str) -> tuple[int, float, float]:
+    from pipelines.run import run
+    from sql.views import query
+
+    folder = f"{work}/runs/{name}"
     started = time.perf_counter()
-    for k in range(0, count, batch):
-        answers = generate_cached(engine, cache, requests[k : k + batch], Sampling(max_tokens=100))
-        tokens += sum(answer.output_tokens for answer in answers)
-    return tokens, time.perf_counter() - started
+    summary = run(recipe(work, name), folder, until="rewrite")
+    seconds = time.perf_counter() - started
+    pieces = "SELECT sum(list_sum([p.output_tokens FOR p IN plain.pieces]))::BIGINT AS tokens FROM documents"
+    tokens = query(folder, pieces).column("tokens").to_pylist()[0]
+    return tokens, seconds, summary["seconds"]["rewrite plain"]
 
 
-def offline(engine: Any, count: int, run: int) -> tuple[int, float]:
+def offline(engine: Any, name: str, count: int) -> tuple[int, float, float]:
     from vllm import SamplingParams
 
-    prompts = [request.prompt for request in asked(count, run)]
+    from transforms.rewriters._prompts import load
+
+    prompt = load("wrap", "medium")
+    asked = [
+        [{"role": role, "content": said} for role, said in prompt.messages(text=text)] for text in texts(name, count)
+    ]
     started = time.perf_counter()
-    outputs = engine._shared.llm.generate(prompts, SamplingParams(max_tokens=100, temperature=0.0), use_tqdm=False)
+    outputs = engine._shared.llm.chat(asked, SamplingParams(max_tokens=TOKENS, temperature=0.0), use_tqdm=False)
     seconds = time.perf_counter() - started
-    return sum(len(output.outputs[0].token_ids) for output in outputs), seconds
+    return sum(len(output.outputs[0].token_ids) for output in outputs), seconds, seconds
 
 
-def killed(engine: Any, work: Path, count: int, sampling: Any) -> dict[str, int]:
-    """A process of its own is killed in the middle; what this one then sends."""
-    from transforms.generation.cache import Cache, generate_cached
-
-    command = [sys.executable, __file__, "--inside", "victim", "--work", str(work), "--requests", str(count)]
-    process = subprocess.Popen(command, stdout=sys.stderr)
-    file = work / "told"
-    while process.poll() is None and not (file.exists() and file.read_bytes().count(b"\n") >= count // 3):
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    told = {int(line) for line in file.read_text().splitlines()}
-    sent: list[int] = []
-    kind = type(engine)
-
-    class Counted(kind):  # type: ignore[misc, valid-type]
-        def stream(self, requests, sampling):  # type: ignore[no-untyped-def]
-            sent.extend(int(request.key.split()[1]) for request in requests)
-            return engine.stream(requests, sampling)
-
-    generate_cached(Counted(**dict(engine)), Cache(work / "victim.sqlite"), asked(count, 1000), sampling)
-    return {"handed_over_before_kill": len(told), "sent_after": len(sent), "sent_twice": len(told & set(sent))}
+def answered(work: Path) -> set[bytes]:
+    """Keys of the answers that the run to be killed has on disk."""
+    try:
+        with sqlite3.connect(f"file:{work}/runs/killed/answers.sqlite?mode=ro", uri=True) as database:
+            return {key for (key,) in database.execute("SELECT key FROM answers")}
+    except sqlite3.Error:  # not there yet
+        return set()
 
 
-def victim(work: Path, count: int) -> None:
-    """Generates until it is killed, and tells which answers it has handed over to the cache."""
-    from transforms.generation.cache import Cache, generate_cached
-    from transforms.generation.engine import Sampling
+def killed(engine: Any, work: Path, count: int) -> dict[str, int]:
+    """A run in a process of its own is killed a third of the way; what the next run of its folder then sends."""
+    from pipelines.run import run
+    from transforms.generation.engine import request_key
     from transforms.generation.vllm import VLLM
 
-    class Told(VLLM):
-        def stream(self, requests, sampling):  # type: ignore[no-untyped-def]
-            for finished in super().stream(requests, sampling):
-                yield finished  # comes back when these are committed
-                os.write(told, b"".join(b"%d\n" % int(requests[place].key.split()[1]) for place, _ in finished))
+    write_corpus(work, "killed", count)
+    process = subprocess.Popen([sys.executable, __file__, "--inside", "victim", "--work", str(work)], stdout=sys.stderr)
+    while process.poll() is None and len(answered(work)) < count // 3:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before, sent = answered(work), []
+    stream = VLLM.stream
 
-    told = os.open(work / "told", os.O_WRONLY | os.O_CREAT)
-    engine = Told(model=work / "model", dtype="float32")
-    generate_cached(engine, Cache(work / "victim.sqlite"), asked(count, 1000), Sampling(max_tokens=100))
+    def watched(self: Any, requests: Any, sampling: Any) -> Any:
+        sent.extend(request_key(self.identity, request, sampling) for request in requests)
+        return stream(self, requests, sampling)
+
+    VLLM.stream = watched  # type: ignore[method-assign]
+    run(recipe(work, "killed"), f"{work}/runs/killed", until="rewrite")
+    VLLM.stream = stream  # type: ignore[method-assign]
+    twice = len(before & set(sent)) + len(sent) - len(set(sent))
+    return {"documents": count, "on_disk_when_killed": len(before), "sent_after": len(sent), "sent_twice": twice}
 
 
 if __name__ == "__main__":

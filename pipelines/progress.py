@@ -1,4 +1,5 @@
-"""Progress: workers append a line per finished split below the run folder; the launcher follows the lines.
+"""Progress: workers append a line per finished split below the run folder, and where a split takes long one per batch;
+the launcher follows the lines.
 
 Plain files work with every runner that shares the run folder; for a remote one see the engine's own progress.
 """
@@ -21,29 +22,38 @@ def _folder(run: str) -> Path:
     return Path(run) / "progress"
 
 
-def report(run: str, step: str, split: Split, documents: int, size: int) -> None:
-    """Called by a worker when a split of a step is committed. One short append, atomic on local file systems."""
+def report(run: str, step: str, split: Split, documents: int, size: int, part: bool = False) -> None:
+    """Called by a worker when a split of a step is committed, or a `part` of it is done. One short append, atomic on
+    local file systems."""
     if store.is_remote(run):
         return
     folder = _folder(run)
     folder.mkdir(parents=True, exist_ok=True)
     item = {"step": step, "split": f"{split.source}/{split.name}", "documents": documents, "bytes": size}
+    item |= {"part": documents / max(split.rows, 1)} if part else {}
     line = json.dumps({**item, "at": time.time()})
     with (folder / f"{os.getpid()}.jsonl").open("a") as file:
         file.write(line + "\n")
 
 
-def _seen(run: str, since: float) -> tuple[int, int, int]:
-    splits = documents = size = 0
+def _seen(run: str, since: float) -> tuple[float, int, int]:
+    """Splits, with those under way by the share that is done of them; documents; bytes."""
+    whole: dict[tuple[str, str], tuple[float, int, int]] = {}
+    parts: dict[tuple[str, str], tuple[float, int, int]] = {}
     for path in _folder(run).glob("*.jsonl"):
         for line in path.read_text().splitlines():
             try:
                 item = json.loads(line)
             except json.JSONDecodeError:  # a line being written
                 continue
-            if item["at"] >= since:
-                splits, documents, size = splits + 1, documents + item["documents"], size + item["bytes"]
-    return splits, documents, size
+            if item["at"] < since:
+                continue
+            into, share = (parts, item["part"]) if "part" in item else (whole, 1.0)
+            place = (item["step"], item["split"])
+            before = into.get(place, (0.0, 0, 0))
+            into[place] = (before[0] + share, before[1] + item["documents"], before[2] + item["bytes"])
+    done = list({**parts, **whole}.values())
+    return sum(d[0] for d in done), sum(d[1] for d in done), sum(d[2] for d in done)
 
 
 @contextmanager

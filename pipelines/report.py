@@ -51,6 +51,7 @@ def write_report(run: str) -> str:
 def _sections(facts: Facts) -> list[Section | None]:
     from pipelines import report_models as models
     from pipelines import report_sections as parts
+    from pipelines.report_rewrites import rewrites as rewritten
 
     thresholds = facts.thresholds()
     return [
@@ -61,6 +62,7 @@ def _sections(facts: Facts) -> list[Section | None]:
         parts.scores(facts, thresholds),
         parts.selection(facts),
         parts.dedupe(facts),
+        rewritten(facts),
         parts.mixtures(facts),
         models.training(facts),
         parts.samples(facts, thresholds),

@@ -160,7 +160,7 @@ class Facts:
         """Parameters `min_x` and `max_x` of a scorer bound its field x; `max_top_gram: {2: …}` bounds top_2_gram."""
         given = self.recipe.score[name]
         scorer = scorers.find(given.get("scorer", name)).model_construct(**given)
-        for key, value in scorer.model_dump().items():
+        for key, value in scorer:
             bound, _, stem = key.partition("_")
             if bound in ("min", "max") and isinstance(value, (int, float)):
                 yield Threshold(name, f"{name}.{stem}", ">=" if bound == "min" else "<=", float(value))

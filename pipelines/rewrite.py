@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines import shards, store
+from pipelines import progress, shards, store
 from pipelines.code import code_digest
 from pipelines.cuts import CUTS
 from pipelines.ledger import Record
@@ -56,8 +56,9 @@ PROMPTS = Path(__file__).parents[1] / "transforms" / "rewriters" / "prompts"
 
 
 def pieces_type(rewriter: Rewriter) -> pa.StructType:
-    """Type of a rewriter's column: `accepted`, pieces that are ok, and all pieces of the document."""
-    piece = pa.struct([*(pa.field(name, kind) for name, kind in PIECE.items()), *rewriter.fields()])
+    """Type of a rewriter's column: `accepted`, pieces that are ok, and all pieces, each with the rewriter's `own` columns."""
+    own = [pa.field("own", pa.struct(list(rewriter.fields())))] if rewriter.fields() else []
+    piece = pa.struct([*(pa.field(name, kind) for name, kind in PIECE.items()), *own])
     return pa.struct([pa.field("accepted", pa.int32()), pa.field("pieces", pa.large_list(piece))])
 
 
@@ -121,10 +122,13 @@ class RewriteSplit:
             found = self._ready.rewrite(Batch(given, text=self.tables.text)) if given.num_rows else []
             check_pieces(self.rewriter, found, given.num_rows)
             counted.update(told(piece.status, piece.reason) for piece in found)
+            step = f"rewrite:{self.name}"
+            progress.report(self.tables.run, step, split, documents.num_rows, documents.nbytes, part=True)
             column = self._column(found, np.flatnonzero(here), documents.num_rows)
             made.append(pa.record_batch([documents.column("row"), documents.column("id"), column], schema))
         rows = pa.Table.from_batches(made, schema)
-        return rows, Record.of("", split, seen, rows.num_rows, repaired=dict(sorted(counted.items())))
+        repaired = dict(sorted(counted.items()))
+        return rows, Record.of("", split, seen, rows.num_rows, repaired=repaired, bytes=split.text_bytes)
 
     def _column(self, pieces: list[Piece], places: np.ndarray, documents: int) -> pa.StructArray:
         """The pieces by document; `places`: of the documents that were rewritten among all of them."""
@@ -133,7 +137,7 @@ class RewriteSplit:
         counts = np.bincount(places[of], minlength=documents)
         accepted = np.bincount(places[of], [piece.status == OK for piece in pieces], documents)
         own = {name: [getattr(piece, name) for piece in pieces] for name in PIECE}
-        own |= {f.name: [piece.extra.get(f.name) for piece in pieces] for f in self.rewriter.fields()}
+        own |= {"own": [dict(piece.extra) for piece in pieces]}
         piece = kind.field("pieces").type.value_type
         values = pa.StructArray.from_arrays([pa.array(own[f.name], f.type) for f in piece], fields=list(piece))
         lists = pa.LargeListArray.from_arrays(np.concatenate([[0], np.cumsum(counts)]), values)
@@ -198,7 +202,7 @@ class WriteDocuments:
         if "row_original" in carried:  # as `reading` calls a column `row` of the shard's own
             carried["row"] = carried.pop("row_original")
         made = {"id": pc.binary_join_element_wise(*ids, pa.scalar(":", pa.large_string())), text: pieces.column("text")}
-        extra = {field.name: pieces.column(field.name) for field in self.rewriter.fields()}
+        extra = {f.name: pc.struct_field(pieces.column("own"), f.name) for f in self.rewriter.fields()}
         return pa.record_batch(carried | made | extra | {"rewrite": provenance})
 
     def _empty(self) -> pa.Table:
@@ -265,7 +269,7 @@ class Inherit:
 
     def _of_parents(self, split: Split, rows: pa.ChunkedArray, struct: Struct) -> pa.StructArray:
         with store.open_read(split.path) as file:
-            parents = pq.read_table(file, columns=["rewrite.row"]).column("rewrite").combine_chunks().field("row")
+            parents = pq.ParquetFile(file).read(columns=["rewrite.row"]).column("rewrite").combine_chunks().field("row")
         held = store.read_table(self.parents[split.shard].sidecar(f"{self.tables.run}/{struct.folder}"))
         places = pc.index_in(parents.take(rows.combine_chunks()), held.column("row").combine_chunks())
         return held.column(2).take(places).combine_chunks()

@@ -200,8 +200,8 @@ def _written(
         for name, condition in accepted.items() for source in sources if source not in accepted
     }  # fmt: skip
     found = search(list(wanted.values()))
-    of = {place: found[statistic.name].weight for place, statistic in wanted.items()}
-    return {name: sum(n for (mine, _), n in of.items() if mine == name) for name in names}
+    of = {place: found[statistic.name] for place, statistic in wanted.items()}
+    return {name: round(sum(f.weight / f.unit for (mine, _), f in of.items() if mine == name)) for name in names}
 
 
 @dataclass

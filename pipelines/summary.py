@@ -156,12 +156,13 @@ def _ledger_table(steps: dict[str, Any], balanced: bool | None) -> Any:
     from rich.table import Table
 
     state = {True: "balanced", False: "NOT balanced", None: "nothing was read"}[balanced]
-    table = Table(title=f"Ledger, in documents: {state}")
+    counted = "documents, and pieces of them" if any(step.startswith(PIECES) for step in steps) else "documents"
+    table = Table(title=f"Ledger, in {counted}: {state}")
     for name in ("step", "in", "out", "dropped", "quarantined", "splits", "reused"):
         table.add_column(name, no_wrap=name == "step", justify="left" if name in ("step", "dropped") else "right")
     for step, row in steps.items():
-        if step.startswith("sample:"):
-            continue  # drawn for a fit; no document leaves the corpus there
+        if step.startswith(("sample:", "inherit:")):
+            continue  # drawn for a fit, or columns that new documents have from their parents: nothing is dropped
         dropped = ", ".join(f"{reason} {n:,}" for reason, n in row["dropped"].items())
         numbers = [f"{row[k]:,}" for k in ("in", "out", "quarantined", "splits", "reused")]
         table.add_row(step, *numbers[:2], dropped, *numbers[2:])

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 class Scorer(Parameters):
     """A scorer's parameters are its fields; ``name`` is the name of its module and of its struct column, ``package``
-    what has to be installed besides the core, ``counted`` a field of text whose values other than `ok` the ledger counts.
+    what has to be installed besides the core, ``counted`` a field of text: values other than `ok` are in the ledger.
 
     A scorer gives features and, where its source publishes thresholds, ``passed`` and ``reason`` (null where passed).
     It decides nothing: selection is SQL over its columns.

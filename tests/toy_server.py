@@ -1,7 +1,8 @@
 """A server that speaks OpenAI's protocol over real sockets, and misbehaves where it is told to.
 
 It answers a prompt with its words in reverse order. `script` maps a prompt to what is done instead, one action for
-each time the prompt comes in; when they are used up it answers.
+each time the prompt comes in; when they are used up it answers. `reply`, given a prompt, makes the text of an answer
+and its finish reason instead.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -53,8 +55,14 @@ class ToyServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self, script: dict[str, list[Any]] | None = None, seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        script: dict[str, list[Any]] | None = None,
+        seconds: float = 0.0,
+        reply: Callable[[str], tuple[str, str]] | None = None,
+    ) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.reply = reply
         self.script, self.seconds = {prompt: list(actions) for prompt, actions in (script or {}).items()}, seconds
         self.seen: list[Seen] = []
         self.at_once = self.most_at_once = 0
@@ -99,7 +107,7 @@ class Handler(BaseHTTPRequestHandler):
             server.at_once += 1
             server.most_at_once = max(server.most_at_once, server.at_once)
             actions = server.script.get(prompt)
-            action = actions.pop(0) if actions else answer(prompt, chat, body)
+            action = actions.pop(0) if actions else answer(prompt, chat, body, server.reply)
         time.sleep(server.seconds)
         with server.lock:
             server.at_once -= 1
@@ -131,12 +139,15 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = action.length is not None
 
 
-def answer(prompt: str, chat: bool, body: dict[str, Any]) -> Body:
-    """A whole answer: the words in reverse order, up to `max_tokens`."""
+def answer(
+    prompt: str, chat: bool, body: dict[str, Any], reply: Callable[[str], tuple[str, str]] | None = None
+) -> Body:
+    """A whole answer: what `reply` says, or the words in reverse order, up to `max_tokens`."""
     words = prompt.split()[::-1]
     kept = words[: body["max_tokens"]]
-    text = " ".join(kept)
+    text, reason = " ".join(kept), "stop" if len(kept) == len(words) else "length"
+    if reply:
+        text, reason = reply(prompt)
     choice = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
-    choice["finish_reason"] = "stop" if len(kept) == len(words) else "length"
-    usage = {"prompt_tokens": len(words), "completion_tokens": len(kept)}
-    return Body(json.dumps({"choices": [choice], "usage": usage}).encode())
+    usage = {"prompt_tokens": len(words), "completion_tokens": len(text.split())}
+    return Body(json.dumps({"choices": [choice | {"finish_reason": reason}], "usage": usage}).encode())

@@ -23,4 +23,4 @@ if [ "${1:-}" = --only-make ]; then
     exit
 fi
 export VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-1}"  # GB
-exec "$VENV/bin/python" -m pytest -m vllm -p no:cacheprovider tests/transforms/test_generation_vllm.py "$@"
+exec "$VENV/bin/python" -m pytest -m vllm -s -p no:cacheprovider tests/transforms/test_generation_vllm.py tests/pipelines/test_rewrite_vllm.py "$@"

@@ -113,6 +113,6 @@ def generate_cached(engine: Engine, cache: Cache, requests: Sequence[Request], s
             cache.put([(keys[todo[i]], answer) for i, answer in finished if answer.error is None])
             yield finished
 
-    made = in_order(len(todo), kept())
+    made = in_order(len(todo), kept()) if todo else []  # an engine that has nothing to do need not be loaded
     answers.update((keys[place], answer) for place, answer in zip(todo, made, strict=True))
     return [answers[key] for key in keys]

@@ -55,6 +55,29 @@ def test_every_part_may_use_what_is_there_by_then(folder: Path, toy_tokenizer: P
     [
         ({"score": {"fineweb": {"min_lines": 3}}}, "score.fineweb.min_lines: no such key"),
         (
+            {"rewrite": {"w": {"rewriter": "wrap", "style": "easy", "engine": {"engine": "vllm", "model": "/gone"}}}},
+            "rewrite.w.engine: needs the package vllm; pip install 'corpusmill[vllm]'",
+        ),
+        (
+            {"rewrite": {"w": {"rewriter": "wrap", "style": "easy", "engine": {"model": "/gone"}}}},
+            "rewrite.w.engine.model: no model folder at /gone",
+        ),
+        (
+            {"rewrite": {"w": {"rewriter": "sieve_and_swap", "threshold": 2, "bank": "/gone"}}},
+            "rewrite.w.bank: /gone is no Parquet file",
+        ),
+        (
+            {
+                "rewrite": {
+                    "longwriter": {
+                        "engine": {"engine": "openai", "base_url": "http://x/v1", "model": "m"},
+                        "where": "top_k(characters, 5)",
+                    }
+                }
+            },
+            "rewrite.longwriter.where: 'top_k(characters, 5)' asks for a top_k, which only conditions under `select`",
+        ),
+        (
             {"score": {"fasttext": {"model": "/nowhere"}}},
             "score.fasttext: no fastText model at /nowhere; give a .bin file",
         ),

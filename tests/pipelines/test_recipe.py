@@ -90,6 +90,16 @@ def test_a_good_recipe_and_its_defaults() -> None:
             "score.quality.model: 'fit:tokenizer' makes a model for tokens or statistics, not for fasttext",
         ),
         (
+            "rewrite.w",
+            {"rewriter": "wrap", "engine": {"model": "fit:qualty"}},
+            "rewrite.w.engine.model: 'fit:qualty' is not under fit; did you mean 'quality'?",
+        ),
+        (
+            "rewrite.w",
+            {"rewriter": "wrap", "engine": {"model": "fit:quality"}},
+            "rewrite.w.engine.model: 'fit:quality' makes a model for fasttext, not for rewrite",
+        ),
+        (
             "score.source",
             {"scorer": "fineweb"},
             "score: 'source' is the name of another column; choose one and give `scorer`",

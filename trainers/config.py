@@ -71,6 +71,8 @@ class TrainConfig(BaseModel):
             raise ValueError("adapter and half change a trained model: give it as `start`")
         if self.adapter and self.half:
             raise ValueError("adapter and half exclude each other: an adapter leaves the whole model as it is")
+        if self.format.equal and isinstance(self.reweigh, Dynamic):
+            raise ValueError("reweigh by dynamic losses decides what documents count; leave format.equal out")
         if self.sharded and (self.reweigh or self.average or self.adapter or self.evaluate_every):
             raise ValueError("reweigh, average, adapter and evaluate_every need the whole model: leave `sharded` out")
         return self

@@ -13,7 +13,7 @@ Cost: 60 bytes of memory and about 1 µs per document and pass; a batch is one g
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -80,6 +80,17 @@ class Batch:
             return self
         first = np.cumsum(self.lengths) - self.lengths
         return self.pieces(np.flatnonzero(np.add.reduceat(self.weights, first) > 0)) if len(first) else self
+
+    def equal(self) -> Batch:
+        """The batch with the weights of each piece divided by their sum: a piece weighs 1, or nothing as before.
+
+        So LongWriter (arXiv 2408.07055) weighs what it packs: a target of an answer of n tokens weighs 1 / n.
+        """
+        before = np.ones(len(self.targets)) if self.weights is None else self.weights.astype(np.float64)
+        piece = np.repeat(np.arange(len(self.lengths)), self.lengths)
+        total = np.bincount(piece, before, len(self.lengths))[piece]
+        weights = np.divide(before, total, out=before, where=total > 0)
+        return replace(self, weights=weights.astype(np.float32))
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,7 @@ class Format(BaseModel):
     long: Literal["split", "truncate", "drop"] | None = None  # what exceeds a row; None: split text, truncate the rest
     document_weight: str | None = None  # column by whose numbers the loss of a document is multiplied
     weights: Path | None = None  # folder of per-token weights, see trainers/token_weights.py
+    equal: bool = False  # every document of a batch counts alike, however many targets it has
 
     @model_validator(mode="after")
     def _fitting(self) -> Format:
@@ -67,6 +68,10 @@ class Format(BaseModel):
             raise ValueError(f"chat: is for prompt_completion; kind {self.kind!r} is given")
         if self.turns == "last" and not self.conversation:
             raise ValueError(f"turns: is for conversations; kind {self.kind!r} is given, with chat: {self.chat}")
+        if self.equal and self.document_weight is not None:
+            raise ValueError(f"equal: and document_weight: {self.document_weight!r} exclude each other; give one")
+        if self.equal and self.of_long == "split":
+            raise ValueError("equal: a document in pieces would count once for each; give long: truncate or drop")
         return self
 
     @property

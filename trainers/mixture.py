@@ -139,7 +139,7 @@ def _decisive(format: Format, tokenizer: Path) -> list[Any]:
     """What of a format decides tokens and weights: the template's text and the content of the weights count too."""
     template = Template(tokenizer, end_token(tokenizer)) if format.conversation else None
     weights = [file_digest(path) for path in token_weights.files(format.weights)] if format.weights else None
-    fields = format.model_dump(mode="json", exclude={"long", "weights"})
+    fields = format.model_dump(mode="json", exclude={"long", "weights", "equal"})
     return [fields, template and [template.source, template.variables], weights]
 
 

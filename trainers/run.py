@@ -223,7 +223,7 @@ class Run:
         return line | {"by_source": dict(zip(self.corpus.sources, self.by_source.tolist(), strict=True))}
 
     def _learned(self, batch: Batch) -> Batch:
-        """What is learned of a batch: inputs hidden, weights decided by the model, what weighs nothing left out."""
+        """What is learned of a batch: inputs hidden, weights decided or made equal, what has none left out."""
         config = self.config
         step = Step(self.step, self.tokens, self.budget, config.seed, config.part_tokens, self.world)
         weights = batch.weights
@@ -232,7 +232,8 @@ class Run:
                 weights = config.reweigh.weights(self.model, batch, step)
         if config.masked_thought is not None:
             batch = config.masked_thought.corrupt(batch, step, self.mask)
-        return replace(batch, weights=weights).trained()
+        learned = replace(batch, weights=weights).trained()
+        return learned.equal() if config.format.equal else learned
 
     def _seed(self) -> None:
         """Dropout draws are a function of seed, step and process, so that a resumed run needs no state of them."""

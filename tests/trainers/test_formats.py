@@ -3,16 +3,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import END, make_tokenizer, toy_text
+import torch
+from conftest import END, make_mixture, make_tokenizer, toy_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from trainers.config import TrainConfig
+from trainers.data import Batch
 from trainers.formats import DEFAULT_TEMPLATE, ROLES, ChatTokenizer, Escape, Format, Template, conversation
+from trainers.mixture import open_mixture
+from trainers.model import ModelConfig
+from trainers.run import Run, backward
 from trainers.tokenise import load_tokenizer
 
+TINY = ModelConfig(
+    hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1
+)
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|begin|>", "<|header|>", "<|/header|>", "<|eot|>", "<|user|>", "<|end|>")
 SAYS = "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
 ASK = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -286,9 +295,73 @@ def test_conversations_are_read_from_structs_and_json():
         conversation([{"role": "user", "content": 3}])
 
 
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """A mixture of prompts and completions of 1 to about 100 tokens."""
+    root, draw = tmp_path_factory.mktemp("answers"), np.random.default_rng(1)
+    prompts, completions = toy_text(draw, 40, 8), toy_text(draw, 40, 12)
+    tokenizer = make_tokenizer(root / "tokenizer", completions)
+    return make_mixture(root / "mixture", {"s": completions}, tokenizer, columns={"s": {"prompt": prompts}})
+
+
+def a_run(mixture: Path, out: Path, **format: object) -> Run:
+    settings = {"kind": "prompt_completion", **format}
+    config = TrainConfig(model=TINY, format=settings, row_length=64, batch_tokens=1024, precision="fp32")
+    out.mkdir()
+    return Run(config, open_mixture(mixture, out, config.format), out, {})
+
+
+def test_every_document_counts_alike(answers, tmp_path):
+    """Loss and gradient of a packed batch are the mean over its documents of each one's mean over its answer."""
+    run = a_run(answers, tmp_path / "equal", equal=True)
+    batch = run.batches.batch(0)
+    learned = run._learned(batch)
+    assert len(batch.lengths) > 12 and batch.lengths.max() == 64  # packed, and a document was cut
+    losses = backward(run.learner, learned, run.config.model_copy(update={"clip": 1e9}))
+    found = torch.cat([p.grad.flatten() for p in run.model.parameters()])
+
+    alone = LlamaForCausalLM(LlamaConfig(**{**run.model.config.to_dict(), "_attn_implementation": "eager"}))
+    alone.load_state_dict(run.model.state_dict())
+    means = []
+    for inputs, targets, weights in zip(
+        *(np.split(v, np.cumsum(batch.lengths)[:-1]) for v in (batch.inputs, batch.targets, batch.weights)), strict=True
+    ):
+        logits = alone(input_ids=torch.tensor(inputs)[None]).logits[0]
+        answer = torch.tensor(weights > 0)
+        means.append(torch.nn.functional.cross_entropy(logits[answer], torch.tensor(targets)[answer]))
+    wanted = torch.stack(means).mean()
+    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(wanted, list(alone.parameters()))])
+    assert losses.loss == pytest.approx(wanted.item(), rel=1e-5)
+    assert torch.allclose(found, gradient, rtol=1e-3, atol=1e-6)
+    assert learned.weight == pytest.approx(len(batch.lengths), rel=1e-6)
+    plain = a_run(answers, tmp_path / "plain")
+    assert abs(plain._learned(batch).weight - learned.weight) > 50, "else an answer token weighs 1"
+    assert plain.corpus.digest == run.corpus.digest, "the tokens are the same"
+
+
+@given(st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0, 3.0]), min_size=1, max_size=9), max_size=6))
+def test_weights_of_each_piece_become_shares(pieces):
+    lengths = np.array([len(piece) for piece in pieces], np.int64)
+    given_ = np.array([weight for piece in pieces for weight in piece], np.float32)
+    batch = Batch(np.arange(len(given_)), np.arange(len(given_)), lengths, np.arange(len(pieces)), given_)
+    slow = [[weight / sum(piece) if weight else 0.0 for weight in piece] for piece in pieces]
+    assert batch.equal().weights.tolist() == pytest.approx([weight for piece in slow for weight in piece], rel=1e-6)
+    ones = Batch(batch.inputs, batch.targets, lengths, batch.documents).equal().weights
+    assert ones.tolist() == pytest.approx([1 / n for n in lengths.tolist() for _ in range(n)], rel=1e-6)
+
+
 def test_formats_that_do_not_fit_are_refused():
-    for given_, message in (({"chat": True}, "prompt_completion"), ({"turns": "last"}, "conversations")):
+    for given_, message in (
+        ({"chat": True}, "prompt_completion"),
+        ({"turns": "last"}, "conversations"),
+        ({"equal": True}, "truncate or drop"),
+        ({"kind": "messages", "equal": True, "long": "split"}, "truncate or drop"),
+        ({"kind": "messages", "equal": True, "document_weight": "worth"}, "'worth' exclude each other"),
+    ):
         with pytest.raises(ValidationError, match=message):
             Format(**given_)
+    with pytest.raises(ValidationError, match=r"leave format\.equal out"):
+        TrainConfig(format={"kind": "messages", "equal": True}, reweigh={"method": "dynamic"})
+    assert Format(equal=True, long="drop").plain, "what is equal is decided by batches"
     assert Format(kind="prompt_completion", chat=True, turns="last").of_long == "truncate"
     assert Format().of_long == "split" and Format().plain

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import unicodedata
-from functools import cache, cached_property
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -21,8 +21,6 @@ from scorers._rules import RULE_FIELDS, ratio
 if TYPE_CHECKING:
     from transforms.batch import Batch
     from transforms.langid import Model
-
-SHORT = {"kik": "ki"}  # labels of the model that have a two-letter code
 
 
 class Language(Scorer):
@@ -76,7 +74,7 @@ class Language(Scorer):
         counted = scripts.count_scripts(batch.bytes, batch.offsets, scripts.table(), latin, han, len(scripts.codes()))
         script, of_it, letters = counted
         none = letters == 0
-        codes, confidence = self._detect(langid.sample(batch.bytes, batch.offsets))
+        codes, confidence = langid.detect(langid.sample(batch.bytes, batch.offsets), *self._loaded)
         columns = {
             "language": pa.array(codes, pa.string(), mask=none),
             "confidence": pa.array(confidence, mask=none),
@@ -87,19 +85,6 @@ class Language(Scorer):
             columns |= self._judge(codes, confidence, none)
         return pa.StructArray.from_arrays([columns[field.name] for field in self.fields()], fields=list(self.fields()))
 
-    def _detect(self, texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
-        """The likeliest label of every text and its probability; classes of one label (two scripts) are added up."""
-        from transforms.langid import probabilities
-
-        labels, model = self._loaded
-        known, of_class = np.unique(labels, return_inverse=True)
-        found = probabilities(texts, model)
-        summed = np.zeros((len(texts), len(known)))
-        for i, label in enumerate(of_class):
-            summed[:, label] += found[:, i]
-        best = summed.argmax(axis=1)
-        return known[best], np.minimum(summed[np.arange(len(texts)), best], 1)
-
     def _judge(self, codes: np.ndarray, confidence: np.ndarray, none: np.ndarray) -> dict[str, pa.Array]:
         other, unsure = ~np.isin(codes, self.keep or ()), confidence < self.min_confidence
         passed = ~(none | other | unsure)
@@ -107,14 +92,7 @@ class Language(Scorer):
         return {"passed": pa.array(passed), "reason": pa.array(reason, pa.string(), mask=passed)}
 
 
-@cache
 def _load() -> tuple[list[str], Model]:
-    """The codes of the model's classes and the model, from py3langid's wheel (0.4 s)."""
-    from py3langid.langid import MODEL_DIR, MODEL_FILE
-    from py3langid.modelio import load_model
+    from transforms import langid
 
-    from transforms.langid import Model
-
-    weights, prior, labels, rows, row, feature = load_model(MODEL_DIR / MODEL_FILE)
-    arrays = (np.asarray(rows), np.asarray(row), np.asarray(feature, np.int32))
-    return [SHORT.get(label, label) for label in labels], Model(*arrays, weights, np.asarray(prior, np.float32))
+    return langid.load()

@@ -30,9 +30,10 @@ def names(text: str) -> set[str]:
     """
     if text.upper() == text:
         return set()
-    found = set()
+    found, before = set(), 0
     for word in _WORD.finditer(text):
         capital = word[0][0].isupper() and len(word[0]) > 1
-        if capital and (word[0].isupper() or not _OPENS.search(text, 0, word.start())):
+        if capital and (word[0].isupper() or not _OPENS.search(text, before, word.start())):
             found.add(word[0].casefold())
+        before = word.end()
     return found

@@ -10,8 +10,9 @@ from py3langid.langid import MODEL_FILE, LanguageIdentifier
 from pydantic import ValidationError
 
 from scorers import make
-from scorers.language import SHORT, Language, _load
+from scorers.language import Language, _load
 from transforms.batch import Batch
+from transforms.langid import SHORT
 
 PLANTED = {
     "en": "The harbour was quiet that morning, and nobody had yet opened the shutters of the small houses.",

@@ -34,7 +34,7 @@ _OPENINGS = (
     rf"{_BUT}(?:{_HERE}|{_DONE})\b[^\n]{{0,160}}?(?:{_TASK}|{_TEXT})[^\n]{{0,160}}?:[ \t]*(?:\n+|\z)",
     rf"{_BUT}(?:{_HERE}|{_DONE})\b[^\n:.]{{0,160}}?{_TASK}[^\n:.]{{0,160}}?:[ \t]+",
     rf"\A(?:the |my )?{_MADE}(?: {_KIND})*[ \t]*:\s+",
-    r"\A(?:output|response)[ \t]*:\s+",
+    rf"\A(?:output|response|(?:the )?{_KIND}(?: is)?)[ \t]*:\s+",  # the prompt's own label is one
 )
 _BYE = _any("i hope (?:this|that|it), let me know, feel free to (?:ask|let|reach|contact), would you like me")
 _REMARKS = (
@@ -62,7 +62,8 @@ _REFUSALS = (
 _REFUSES = rf"{_BUT}(?:{'|'.join(_REFUSALS)})"
 _ANNOUNCED = (
     rf"\A{_ASSENT}[!.,:]|\A(?:i['’]d|i would) be (?:happy|glad)|\A(?:(?:i['’]m|i am) )?happy to help|"
-    rf"\A(?:{_HERE}|{_DONE})\b[^\n.]{{0,80}}{_TASK}"
+    rf"\A(?:{_HERE}|{_DONE})\b[^\n.]{{0,80}}{_TASK}|"
+    rf"\A(?:the|this) (?:given |rewritten )?{_KIND} (?:is|was|has|describe|provide|contain|discuss|explain|tell)"
 )
 _QUOTES = (r'\A"([^"]+)"\z', r"\A“([^“”]+)”\z", r"\A«\s*([^«»]+?)\s*»\z", r"\A„([^„“”]+)[“”]\z", r"\A'([^']+)'\z")
 

@@ -54,6 +54,7 @@ FAILING = {
     ],
     "preamble": [
         "I have rewritten the passage for you. " + GOOD, "Certainly! " + GOOD, "Here is a simpler paraphrase. " + GOOD,
+        "The passage is a detailed account of a mill. " + GOOD, "This text describes how Clara built a mill. " + GOOD,
     ],
     "prompt recited": [PROMPT + " " + GOOD, GOOD + " Say it with every fact, number and name that it has."],
     "too short": ["Clara Holm built a mill."],
@@ -142,6 +143,11 @@ def test_formats(form: Any, texts: dict[str, bool]) -> None:
 def test_a_wrong_format_is_a_reason_and_a_right_one_is_not() -> None:
     assert judged(QA, format="qa") is None
     assert judged(GOOD, format="qa") == "wrong format"
+
+
+@pytest.mark.parametrize("label", ["The passage is:\n\n", "Passage: ", "Text:\n", "Output: ", "The text: "])
+def test_the_prompts_own_label_is_taken_off(label: str) -> None:
+    assert clean(pl.Series([label + GOOD]), pl.Series([SOURCE])).to_list() == [GOOD]
 
 
 def test_words_of_the_source_are_never_taken_for_the_models_own() -> None:

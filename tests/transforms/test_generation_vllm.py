@@ -84,6 +84,13 @@ def test_a_draw_depends_on_seed_and_key_alone(engine: VLLM) -> None:
     assert sum(a != b for a, b in zip(answers, other, strict=True)) > 90
 
 
+def test_more_prompts_than_a_step_reads_are_drawn_for_by_their_seeds(engine: VLLM) -> None:
+    """20,000 tokens of prompts at once: reading one of them in parts would end vLLM on a CPU."""
+    asked = [Request(key=f"{k}", prompt=f"{k} " + " ".join(WORDS * 4)) for k in range(120)]
+    answers = engine.generate(asked, Sampling(max_tokens=4, temperature=1.0))
+    assert sum(answer.prompt_tokens for answer in answers) > 15_000 and not failures(answers)
+
+
 @pytest.mark.parametrize(
     ("guided", "allowed"),
     [

@@ -28,6 +28,7 @@ from transforms.generation.engine import Answer, Engine, Finished, Request, Samp
 from transforms.model_folder import CAUSAL, check_model_folder
 
 CHUNK = 512  # requests tokenised at a time
+STEP = 4096  # tokens that a step reads at most on a CPU, or the longest prompt
 AHEAD = 4096  # requests that vLLM holds at most for each caller; it runs a few hundred of them at once
 
 _lock = threading.Lock()
@@ -99,16 +100,18 @@ class Shared:
         watcher = watch()
         from vllm import LLM
 
+        from transforms.generation.decoding import window
         from transforms.generation.prompts import Prompts
 
-        self.prompts = Prompts(check_model_folder(engine.model, CAUSAL))
+        folder = check_model_folder(engine.model, CAUSAL)
+        self.prompts = Prompts(folder)
         self.llm = LLM(
             str(engine.model),
             max_model_len=engine.window,
             tensor_parallel_size=engine.tensor_parallel,
             dtype=engine.dtype,
             generation_config="vllm",  # the folder's would set penalties and cuts nobody asked for
-            **({"gpu_memory_utilization": engine.memory} if gpus else {}),
+            **({"gpu_memory_utilization": engine.memory} if gpus else whole_prompts(engine.window or window(folder))),
         )
         self.core = self.llm.llm_engine
         # Before multiprocessing waits for vLLM's processes, which nobody else may have told to end by then.
@@ -148,6 +151,15 @@ class Shared:
             caller.inbox.put((place, ValueError(f"vLLM refuses the sampling: {error}")))
         else:
             self.owners[name] = (caller, place)
+
+
+def whole_prompts(window: int) -> dict[str, Any]:
+    """Settings of vLLM for CPUs by which every prompt is read in one step. One that is read in several fails in 0.32
+    if its request has a seed, and takes the engine down with it: generators of a CPU cannot be set back.
+    """
+    if window >= 1 << 31:  # not known; vLLM may know better
+        return {}
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(window, STEP)}
 
 
 class Caller:

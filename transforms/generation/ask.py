@@ -38,9 +38,9 @@ AnyEngine = Annotated[
 
 
 class Asks(Parameters):
-    """`engine`: the language model, as `{engine: vllm, model: FOLDER}`. `tokenizer`: folder of the tokenizer that
-    lengths are counted with; that of the model unless given, and needed where the model is on a server. `cache`: file
-    of finished answers; a run has one for all its steps.
+    """`engine`: the language model, as `{engine: vllm, model: FOLDER}`; it is loaded when there is something to ask it.
+    `tokenizer`: folder of the tokenizer that lengths are counted with; that of the model unless given, and needed where
+    the model is on a server. `cache`: file of finished answers; a run has one for all its steps.
     """
 
     engine: AnyEngine

@@ -86,9 +86,6 @@ class LongWriter(Asks, Rewriter):
             pa.field("length_score", pa.float64(), metadata={"unit": "0 to 100"}),
         ]
 
-    def setup(self) -> None:
-        self.engine.setup()
-
     @property
     def sampling(self) -> Sampling:
         given = {"max_tokens": self.max_tokens, "temperature": self.temperature, "seed": self.seed}

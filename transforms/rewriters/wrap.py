@@ -111,10 +111,6 @@ class Wrap(Asks, Rewriter):
         parts = [pa.field(name, pa.int64(), metadata={"unit": unit}) for name, unit in units.items()]
         return [pa.field("passage", pa.struct([*parts, *(pa.field(name, pa.float64()) for name in MEASURES)]))]
 
-    def setup(self) -> None:
-        self.engine.setup()
-        _ = self.counter
-
     def rewrite(self, batch: Batch) -> list[Piece]:
         from transforms.passages import passages
 

@@ -226,7 +226,7 @@ class Plan:
         for name, rewriter in self.rewriters.items():
             if rewriter.where:
                 _check(f"rewrite.{name}.where", rewriter.where, late)
-            _check_needs(f"rewrite.{name}", rewriter.needs, raw)
+            _check_needs(f"rewrite.{name}", rewriter.needs, raw, rewriter.check_column)
         if self.rewriters:
             self._check_rewritable(raw)
             raw = {**raw, "rewrite": type_text(PROVENANCE)}
@@ -341,16 +341,27 @@ def _check(
         raise RecipeError(f"{field}: {text!r} is {found}, expected {expected}")
 
 
-def _check_needs(field: str, needs: Iterable[str], raw: Mapping[str, str]) -> None:
-    """Raises RecipeError: no shard has a column that a scorer reads, or it holds no plain values."""
+def _check_plain(name: str, kind: pa.DataType) -> None:
+    try:
+        pa.nulls(0, kind).cast(pa.large_string())
+    except pa.ArrowException:
+        raise TypeError(f"column {name!r} is {kind}; it reads text, numbers or dates") from None
+
+
+def _check_needs(
+    field: str,
+    needs: Iterable[str],
+    raw: Mapping[str, str],
+    check: Callable[[str, pa.DataType], None] = _check_plain,
+) -> None:
+    """Raises RecipeError: no shard has a column that a scorer or rewriter reads, or it holds what that cannot read."""
     for name in needs:
         if name not in raw:
             raise RecipeError(f"{field}: reads the column {name!r}, which no shard has{nearest(name, raw)}")
         try:
-            pa.nulls(0, plain_type(type_of(raw[name]))).cast(pa.large_string())
-        except pa.ArrowException:
-            kind = type_of(raw[name])
-            raise RecipeError(f"{field}: column {name!r} is {kind}; it reads text, numbers or dates") from None
+            check(name, plain_type(type_of(raw[name])))
+        except TypeError as error:
+            raise RecipeError(f"{field}: {error}") from None
 
 
 def _check_sources(field: str, named: Iterable[str], sources: Mapping[str, Any]) -> None:

@@ -66,6 +66,9 @@ class Rewriter(Parameters):
         """Columns of the shards that it reads besides text and id."""
         return ()
 
+    def check_column(self, name: str, kind: pa.DataType) -> None:
+        """Raises TypeError: a column that it needs is of a type that it cannot read; the message says what it can."""
+
     def fields(self) -> Sequence[pa.Field]:
         """Columns that its documents have besides their text, under names of its own."""
         return ()

@@ -219,7 +219,7 @@ def test_rewriters_read_what_clean_has_left_and_nothing_is_cut_of_new_documents(
     recipe: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     """Chatter stands in more than five documents, so its lines go."""
-    given = recipe(clean={"pii": {"kinds": ["email"]}, "lines": {"count": 5, "least": 5}}, mix={"both": {"where": "true"}})
+    given = recipe(clean={"pii": {"kinds": ["email"]}, "lines": {"count": 5, "least": 5}})
     folder = str(tmp_path / "run")
     summary = run(parse(given), folder, until="mix")
     assert summary["ledger_balanced"] and summary["ledger"]["clean:lines"]["repaired"]["cut"]

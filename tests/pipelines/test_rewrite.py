@@ -225,7 +225,7 @@ def test_rewriters_read_what_clean_has_left_and_nothing_is_cut_of_new_documents(
     assert summary["ledger_balanced"] and summary["ledger"]["clean:lines"]["repaired"]["cut"]
     new = rows(folder, "SELECT text, lines, pii, swaps FROM documents WHERE source = 'swapped'")
     assert new and all(d["lines"] == {"spans": [], "removed": 0} and not d["pii"]["removed"] for d in new)
-    left = rows(folder, "SELECT text FROM mixture WHERE source = 'talk'")
+    left = rows(folder, "SELECT text FROM mixture WHERE mixture = 'both' AND source = 'talk'")
     assert not any(line in d["text"] for d in left for line in CHATTER)
 
 

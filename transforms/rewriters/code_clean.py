@@ -131,7 +131,6 @@ class CodeClean(Asks, Rewriter):
 
     def setup(self) -> None:
         self.sandbox.check()
-        self.engine.setup()
 
     def rewrite(self, batch: Batch) -> list[Piece]:
         """Raises SandboxUnavailable: programs cannot be isolated; and what `ask` raises."""

@@ -114,7 +114,7 @@ def recipe(work: Path, name: str) -> Any:
 
     engine = {"engine": "vllm", "model": f"{work}/model", "dtype": "float32"}
     plain = {"rewriter": "wrap", "style": "medium", "engine": engine, "temperature": 0, "chunk_tokens": 1500}
-    plain |= {"max_tokens": TOKENS}
+    plain |= {"max_tokens": TOKENS, "acceptance": {"language": False}}
     sources = {"words": f"{work}/corpus/{name}/*.parquet"}
     return parse_recipe({"name": name, "sources": sources, "rewrite": {"plain": plain}})
 

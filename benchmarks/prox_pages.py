@@ -1,21 +1,29 @@
 """What ways of cleaning leave of web pages: phrases that must stay, and phrases that must go.
 
-    python benchmarks/prox_pages.py --pages FILE [--json]
+    python benchmarks/prox_pages.py --pages FILE [--json] [--environment .venv-vllm] [--writer FOLDER]
 
 FILE is Parquet with columns `text` (a page as lines), `must_keep` and `must_drop` (lists of phrases), and perhaps `url`
 (pages of one host fall on one side), `id` and `article` (the text that was meant: lines of it are the ones that stay).
 Half of the hosts, by a hash, are learned from; all figures are of the other half. `kept` is the share of phrases that
 must stay and still stand in what is left, `gone` that of phrases that must go and do not; intervals (95 %) resample
 pages. Seconds are those of the processor. The last line of standard output is one JSON object.
+
+Two refiners learn from the same phrases: the light one, and a small language model that writes programs (`writer`),
+taught from nothing by the bundled trainer as LESSON says, about an hour of one core; `--writer` takes a folder that was
+taught before. It is run by vLLM, in an environment of its own: the one given, or one that `tests/vllm_environment.sh`
+makes outside of the checkout (3.5 GB, once).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +39,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from trainers.fit_refiner import SHARES, FitRefiner, c4_goes, fineweb_goes, repeated_goes
+from trainers.fit_refiner_lm import FitRefinerLM
 from transforms.batch import Batch
 from transforms.cut import cut
 from transforms.draws import hashes, ranges, seeded
@@ -38,8 +47,16 @@ from transforms.line_features import filled_lines
 from transforms.programs import STATUSES, Rules, cut_lines, execute
 from transforms.refiner import Refiner, load
 
+ROOT = Path(__file__).resolve().parents[1]
 RESAMPLES = 2000
 REPEATS = 3
+ENVIRONMENT = Path.home() / ".cache" / "corpusmill" / "benchmark-generation" / "environment"
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4}
+TRAIN: dict[str, Any] = {"tokens": 15_000_000, "row_length": 640, "batch_tokens": 1280, "lr": 2e-3}
+TRAIN |= {"model": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, **HEADS}}
+LESSON = {"vocabulary": 4096, "train": TRAIN}
+WRITER = {"draws": 10, "prompts": {"system": "", "chunk_tokens": 260, "line": 28}, "lesson": LESSON}
+COLUMNS = {"text": "text", "keep": "must_keep", "drop": "must_drop", "group": "group"}
 RULES = {"c4": c4_goes, "fineweb_lines": fineweb_goes, "repeated_lines": repeated_goes}
 Method = Callable[[Batch], pa.LargeStringArray]
 
@@ -67,17 +84,63 @@ def host(url: str | None) -> str:
 
 def fitted(learned: pa.Table, folder: Path, seed: int) -> tuple[Refiner, dict[str, Any], float]:
     """The light refiner, its card, and the seconds it took."""
-    columns = {"text": "text", "keep": "must_keep", "drop": "must_drop", "group": "group"}
-    sample = pa.table({name: learned.column(given) for name, given in columns.items()})
+    sample = pa.table({name: learned.column(given) for name, given in COLUMNS.items()})
     fit = FitRefiner(keep="must_keep", drop="must_drop", group="host", documents=max(5, len(learned)))
     started = time.process_time()
     card = fit.fit({"documents": sample}, folder, seed)
     return load(folder), card, time.process_time() - started
 
 
+def taught(learned: pa.Table, folder: Path, seed: int) -> Path:
+    """Teach a language model to write programs; its folder."""
+    sample = pa.table({name: learned.column(given) for name, given in COLUMNS.items()})
+    labels = {"keep": "must_keep", "drop": "must_drop", "group": "host", "documents": len(learned)}
+    FitRefinerLM.model_validate(labels | WRITER).fit({"documents": sample}, folder, seed)
+    return folder
+
+
+def by_vllm(texts: pa.LargeStringArray, writer: Path, environment: str | None) -> tuple[list[str], dict[str, Any]]:
+    """What the programs of a language model leave of the texts, and what is told of them; see `inside`."""
+    folder = Path(environment).resolve() if environment else ENVIRONMENT
+    if not environment:
+        made = [str(ROOT / "tests" / "vllm_environment.sh"), "--only-make"]
+        own = {**os.environ, "VENV": str(folder), "PYTHON": sys.executable}
+        subprocess.run(made, check=True, stdout=sys.stderr, env=own)
+    with tempfile.TemporaryDirectory() as work:
+        pq.write_table(pa.table({"text": texts}), f"{work}/texts.parquet")
+        # Not this file as a script: vLLM's own processes would import it again, and trip over numba.
+        code = f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); import prox_pages; prox_pages.inside()"
+        command = [str(folder / "bin" / "python"), "-c", code, work, str(writer.resolve())]
+        settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR", **os.environ}
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=settings, check=True)
+        left = pq.read_table(f"{work}/left.parquet")["text"].to_pylist()
+    return left, json.loads(done.stdout.splitlines()[-1])
+
+
+def inside() -> None:
+    """In the environment with vLLM: clean the texts of a file as `clean: {prox: {engine: …}}` does."""
+    from pipelines.clean_prox import Prox
+
+    work, writer = map(Path, sys.argv[1:])
+    engine = {"engine": "vllm", "model": writer, "dtype": "float32"}
+    prox = Prox.model_validate({"engine": engine})
+    assert prox.engine is not None
+    prox.engine.setup()
+    batch = Batch(pq.read_table(work / "texts.parquet").combine_chunks().to_batches()[0])
+    started = time.perf_counter()
+    told = prox.cuts(batch)
+    spent = time.perf_counter() - started
+    pq.write_table(pa.table({"text": cut(batch, told.cuts)}), work / "left.parquet")
+    status, _, errors, failures = told.columns
+    counts = {
+        name: Counter(values.to_pylist()) for name, values in (("status", status), ("failures", failures.flatten()))
+    }
+    counts["pages_by_errors"] = Counter(errors.to_pylist())
+    print(json.dumps({**counts, "wall_documents_s": len(batch) / spent}))
+
+
 def methods(refiner: Refiner) -> dict[str, Method]:
-    """Name -> what is left of the texts. A method that asks a language model for programs has its place here too: it
-    reads `programs.numbered` chunks, and `programs.read_programs` and `execute` do the rest."""
+    """Name -> what is left of the texts."""
 
     def by_rule(name: str) -> Method:
         def left(batch: Batch) -> pa.LargeStringArray:
@@ -141,7 +204,9 @@ def seconds(method: Method, records: pa.RecordBatch) -> float:
     return (time.process_time() - started) / REPEATS
 
 
-def run(pages: pa.Table, seed: int) -> dict[str, Any]:
+def run(
+    pages: pa.Table, seed: int, teach: Callable[[pa.Table, Path], Path] | None, environment: str | None
+) -> dict[str, Any]:
     learned, measured = halves(pages, seed)
     with tempfile.TemporaryDirectory() as folder:
         refiner, card, fit_seconds = fitted(learned, Path(folder), seed)
@@ -151,18 +216,29 @@ def run(pages: pa.Table, seed: int) -> dict[str, Any]:
     result: dict[str, Any] = {"pages": len(pages), "learned": len(learned), "measured": len(measured)}
     result |= {"bytes": len(batch.bytes), "phrases": {"stay": int(stays.sum()), "go": int((~stays).sum())}}
     found: dict[str, dict[str, Any]] = {}
-    for name, method in methods(refiner).items():
-        left = method(batch).to_pylist()
+
+    def measured_as(name: str, left: list[str]) -> None:
         found[name] = measure(left, page, stays, wanted, len(batch))
         found[name]["bytes_left"] = sum(len(text.encode()) for text in left) / len(batch.bytes)
         if "article" in pages.column_names:
             found[name] |= line_set(measured, left)
+
+    for name, method in methods(refiner).items():
+        measured_as(name, method(batch).to_pylist())
         if name in ("refiner_0.95", "c4", "repeated_lines"):
             spent = seconds(method, records)
             found[name] |= {"documents_s": len(batch) / spent, "mb_s": len(batch.bytes) / spent / 1e6}
     status = execute(batch, refiner.edits(batch, refiner.threshold(0.95))).status
     counts = dict(zip(STATUSES, np.bincount(status, minlength=len(STATUSES)).tolist(), strict=True))
     result |= {"fit_seconds": fit_seconds, "holdout_of_fit": card["holdout"], "status_at_0.95": counts}
+    if teach:
+        with tempfile.TemporaryDirectory() as folder:
+            writer = teach(learned, Path(folder))
+            left, told = by_vllm(batch.text, writer, environment)
+            card = json.loads((writer / "card.json").read_text())
+        measured_as("writer", left)
+        found["writer"] |= told
+        result["writer"] = {name: card[name] for name in ("taught", "documents", "holdout")}
     kept, gone = ({name: one[side] for name, one in found.items()} for side in ("kept", "gone"))
     return {**result, "kept": kept, "gone": gone, "methods": found}
 
@@ -184,12 +260,19 @@ def main() -> None:
     parser.add_argument("--pages", required=True, help="Parquet file with text, must_keep and must_drop")
     parser.add_argument("--seed", type=int, default=0, help="of the halves and of the fit")
     parser.add_argument("--json", action="store_true", help="print the JSON line alone")
+    parser.add_argument("--environment", help="folder of an environment with vLLM and corpusmill")
+    parser.add_argument("--writer", type=Path, help="folder of a language model taught before, with this seed")
+    parser.add_argument("--without-writer", action="store_true", help="no language model")
     arguments = parser.parse_args()
     pages = pq.read_table(arguments.pages)
     if missing := {"text", "must_keep", "must_drop"} - set(pages.column_names):
         raise SystemExit(f"{arguments.pages} lacks the columns {sorted(missing)}; it has {pages.column_names}")
     pages = pages.filter(pc.not_equal(pc.utf8_trim_whitespace(pc.fill_null(pages["text"], "")), ""))
-    result = run(pages, arguments.seed)
+
+    def teach(learned: pa.Table, folder: Path) -> Path:
+        return arguments.writer or taught(learned, folder, arguments.seed)
+
+    result = run(pages, arguments.seed, None if arguments.without_writer else teach, arguments.environment)
     if not arguments.json:
         show(result)
     print(json.dumps(result))

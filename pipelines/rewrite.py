@@ -56,7 +56,7 @@ PROMPTS = Path(__file__).parents[1] / "transforms" / "rewriters" / "prompts"
 
 
 def pieces_type(rewriter: Rewriter) -> pa.StructType:
-    """Type of a rewriter's column: `accepted`, pieces that are ok, and all pieces, each with the rewriter's `own` columns."""
+    """Type of a rewriter's column: `accepted`, pieces that are ok, and all pieces, each with `own` columns of it."""
     own = [pa.field("own", pa.struct(list(rewriter.fields())))] if rewriter.fields() else []
     piece = pa.struct([*(pa.field(name, kind) for name, kind in PIECE.items()), *own])
     return pa.struct([pa.field("accepted", pa.int32()), pa.field("pieces", pa.large_list(piece))])

@@ -48,6 +48,28 @@ class Phrases(NamedTuple):
     offsets: np.ndarray  # int64 [phrases + 1]
     missing: int  # phrases that no line has
 
+    def among(self, lines: np.ndarray) -> Phrases:
+        """Those that begin in one of some lines (bool [lines])."""
+        sizes = np.diff(self.offsets)
+        kept = lines[self.lines[self.offsets[:-1]]]
+        offsets = np.concatenate([[0], np.cumsum(sizes[kept])])
+        return Phrases(self.stays[kept], self.lines[np.repeat(kept, sizes)], offsets, self.missing)
+
+
+class CrossFitted(NamedTuple):
+    """What is known of the lines that are not blank, and what models say that saw no page of their group."""
+
+    lines: Lines
+    phrases: Phrases
+    goes: np.ndarray  # float64 [lines]: 1, 0, or NaN where nothing is known
+    weight: np.ndarray  # float64 [lines], of what is known
+    grams: Grams
+    values: np.ndarray  # float32 [lines, features]
+    scores: np.ndarray  # float64 [lines], log-odds that it goes
+    thresholds: dict[str, float]
+    curve: list[dict[str, float]]
+    groups: int
+
 
 class FitRefiner(Fit):
     """Labels come from one of three places. `keep` and `drop`: SQL values, each a list of phrases that stand within a
@@ -72,9 +94,13 @@ class FitRefiner(Fit):
     trees: int = Field(120, ge=1)
 
     @model_validator(mode="after")
-    def _labels(self) -> FitRefiner:
+    def _both(self) -> FitRefiner:
         if (self.keep is None) != (self.drop is None):
             raise ValueError("give both `keep` and `drop`: a model that sees one kind of lines alone knows no other")
+        return self
+
+    @model_validator(mode="after")
+    def _labels(self) -> FitRefiner:
         given = [name for name in ("keep", "program", "rules") if getattr(self, name)]
         if len(given) != 1:
             raise ValueError(
@@ -89,29 +115,19 @@ class FitRefiner(Fit):
 
     def fit(self, samples: Mapping[str, pa.Table], out: Path, seed: int) -> dict[str, Any]:
         from transforms import refiner
-        from transforms.line_features import filled_lines, line_grams
 
         table = samples["documents"]
-        batch = Batch(pa.record_batch({"text": table.column("text").cast(pa.large_string()).combine_chunks()}))
-        lines = filled_lines(batch)
-        phrases = self._phrases(table, batch, lines)
-        groups = hashes(pc.fill_null(table.column("group").cast(pa.large_string()), "").combine_chunks())
-        fold = ranges(seeded(seed, groups), FOLDS)[np.repeat(np.arange(len(batch)), np.diff(lines.offsets))]
-        goes, weight = _line_labels(phrases, len(fold))
-        self._check(phrases, goes, fold)
-        grams = line_grams(batch, lines)
-        words = _cross_fitted_words(grams, goes, weight, fold)
-        values = refiner.features(batch, lines, grams, words)
-        scores = self._cross_fitted_trees(values, goes, weight, fold, seed)
-        thresholds, curve = _thresholds(phrases, scores)
-        weights = _words(grams, goes, weight, np.isfinite(goes))
-        trees = _trees(values, goes, weight, np.isfinite(goes), self.trees, seed)
+        found = self.cross_fitted(table, seed)
+        known = np.isfinite(found.goes)
+        weights = _words(found.grams, found.goes, found.weight, known)
+        trees = _trees(found.values, found.goes, found.weight, known, self.trees, seed)
         out.mkdir(parents=True, exist_ok=True)
-        refiner.save(refiner.Refiner(weights, trees, thresholds), out)
+        refiner.save(refiner.Refiner(weights, trees, found.thresholds), out)
+        phrases = found.phrases
         card = {
             "parameters": self.model_dump(mode="json"),
             "seed": seed,
-            "documents": {"pages": len(batch), "groups": len(np.unique(groups)), "lines": len(fold)},
+            "documents": {"pages": len(table), "groups": found.groups, "lines": len(found.scores)},
             "phrases": {
                 "stay": int(phrases.stays.sum()),
                 "go": int((~phrases.stays).sum()),
@@ -120,12 +136,42 @@ class FitRefiner(Fit):
             "holdout": {
                 "folds": FOLDS,
                 "by": self.group,
-                "curve": curve,
-                **_line_set(goes, scores, thresholds["0.95"]),
+                "curve": found.curve,
+                **line_set(found.goes, found.scores > found.thresholds["0.95"]),
             },
         }
         (out / "card.json").write_text(json.dumps(card, indent=1))
         return card
+
+    def cross_fitted(self, table: pa.Table, seed: int, hidden: np.ndarray | None = None) -> CrossFitted:
+        """Score every line by models that saw no page of its group.
+
+        Args:
+            hidden: bool [pages], those whose labels no model sees; thresholds are not of them either.
+
+        Raises:
+            ValueError: there are too few labels on a side, or in too few groups.
+        """
+        from transforms import refiner
+        from transforms.line_features import filled_lines, line_grams
+
+        batch = batch_of(table)
+        lines = filled_lines(batch)
+        phrases = self._phrases(table, batch, lines)
+        page = np.repeat(np.arange(len(batch)), np.diff(lines.offsets))
+        groups = group_hashes(table)
+        fold = ranges(seeded(seed, groups), FOLDS)[page]
+        goes, weight = _line_labels(phrases, len(fold))
+        seen = np.ones(len(fold), bool) if hidden is None else ~hidden[page]
+        shown, own = np.where(seen, goes, np.nan), phrases.among(seen)
+        self._check(own, shown, fold)
+        grams = line_grams(batch, lines)
+        words = _cross_fitted_words(grams, shown, weight, fold)
+        values = refiner.features(batch, lines, grams, words)
+        scores = self._cross_fitted_trees(values, shown, weight, fold, seed)
+        thresholds, curve = _thresholds(own, scores)
+        count = len(np.unique(groups))
+        return CrossFitted(lines, phrases, goes, weight, grams, values, scores, thresholds, curve, count)
 
     def _phrases(self, table: pa.Table, batch: Batch, lines: Lines) -> Phrases:
         if self.keep:
@@ -158,6 +204,16 @@ class FitRefiner(Fit):
             trees = _trees(values, goes, weight, np.isfinite(goes) & ~mine, self.trees, seed)
             scores[mine] = tree_scores(trees, values[mine])
         return scores
+
+
+def batch_of(table: pa.Table) -> Batch:
+    """The texts of a sample."""
+    return Batch(pa.record_batch({"text": table.column("text").cast(pa.large_string()).combine_chunks()}))
+
+
+def group_hashes(table: pa.Table) -> np.ndarray:
+    """uint64 [pages]: equal for pages of one group; those without a group are one."""
+    return hashes(pc.fill_null(table.column("group").cast(pa.large_string()), "").combine_chunks())
 
 
 def _lists(column: pa.ChunkedArray, name: str) -> list[list[str]]:
@@ -337,14 +393,14 @@ def _thresholds(phrases: Phrases, scores: np.ndarray) -> tuple[dict[str, float],
     return thresholds, curve
 
 
-def _line_set(goes: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float]:
-    """Precision, recall and F1 of the set of lines that go, of those labelled, at the threshold of 0.95."""
+def line_set(goes: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    """Precision, recall and F1 of the set of lines that go (found: bool [lines]) of those of which it is known."""
     known = np.isfinite(goes)
-    truth, found = goes[known] == 1, scores[known] > threshold
-    both = int((truth & found).sum())
-    sums = int(truth.sum()) + int(found.sum())
+    truth, gone = goes[known] == 1, found[known]
+    both = int((truth & gone).sum())
+    sums = int(truth.sum()) + int(gone.sum())
     return {
-        "line_precision": both / max(1, int(found.sum())),
+        "line_precision": both / max(1, int(gone.sum())),
         "line_recall": both / max(1, int(truth.sum())),
         "line_f1": 2 * both / max(1, sums),
     }

@@ -38,11 +38,12 @@ class FitTokenizer(Fit):
         return card
 
 
-def fit_tokenizer(texts: Iterable[str], out: Path, vocabulary: int = 8192) -> Path:
+def fit_tokenizer(texts: Iterable[str], out: Path, vocabulary: int = 8192, digits: bool = False) -> Path:
     """Train on texts in their order and write `out/tokenizer.json`; the same texts give the same file.
 
     Args:
         vocabulary: number of tokens, the 256 bytes and the end-of-text token included; at least 257.
+        digits: every digit is a token of its own, for models that have to copy numbers they have not seen.
 
     Raises:
         ValueError: the vocabulary cannot hold all bytes.
@@ -52,7 +53,9 @@ def fit_tokenizer(texts: Iterable[str], out: Path, vocabulary: int = 8192) -> Pa
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alone = pre_tokenizers.Digits(individual_digits=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([alone, bytes_]) if digits else bytes_
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,

@@ -80,6 +80,13 @@ class Edits(NamedTuple):
     errors: NDArray[np.int64]  # [documents]
 
 
+def no_edits(batch: Batch) -> Edits:
+    """Those that change nothing."""
+    nothing = np.zeros(0, np.int64)
+    puts = Cuts(nothing, nothing, np.zeros(len(batch) + 1, np.int64))
+    return Edits(np.zeros(len(batch.lines), bool), puts, np.zeros(len(batch), bool), np.zeros(len(batch), np.int64))
+
+
 class Rules(NamedTuple):
     """When edits are accepted. Ratios are of words left, with ProX's thresholds.
 
@@ -190,23 +197,40 @@ def chunk_lines(tokens: np.ndarray, offsets: np.ndarray, most: int) -> Chunks:
     return Chunks(*_chunk_lines(tokens.astype(np.int64), offsets, most))
 
 
-def numbered(batch: Batch, chunks: Chunks) -> Iterator[str]:
-    r"""The text of each chunk for a model: `[doc]`, lines as `[007]Text`, `[/doc]`."""
-    data, lines = batch.bytes.tobytes(), batch.lines
-    for document, first, last in zip(*(part.tolist() for part in chunks), strict=True):
-        base = lines.offsets[document]
-        spans = zip(lines.start[base + first : base + last + 1], lines.end[base + first : base + last + 1], strict=True)
-        told = (f"[{number:03d}]{data[a:b].decode()}" for number, (a, b) in enumerate(spans, first))
-        yield "\n".join(("[doc]", *told, "[/doc]"))
+def numbered_lines(batch: Batch, document: int, most: int | None = None) -> list[str]:
+    """The lines of a document for a model, as `[007]Text`; of one of more than `most` characters the first two thirds
+    and the last third of so many, and between them how many are left out, as in `The beginning …81… the end.`"""
+    first, last = batch.lines.offsets[document : document + 2]
+    spans = zip(batch.lines.start[first:last].tolist(), batch.lines.end[first:last].tolist(), strict=True)
+    texts = (batch.bytes[a:b].tobytes().decode() for a, b in spans)
+    return [f"[{number:03d}]{_ends(text, most)}" for number, text in enumerate(texts)]
+
+
+def _ends(text: str, most: int | None) -> str:
+    if most is None or len(text) <= most:
+        return text
+    tail = most // 3
+    return f"{text[: most - tail]} …{len(text) - most}… {text[len(text) - tail :]}"
+
+
+def numbered(lines: Sequence[str]) -> str:
+    """The text of a chunk for a model, of its lines as `numbered_lines` has them."""
+    return "\n".join(("[doc]", *lines, "[/doc]"))
+
+
+def has_call(program: str) -> bool:
+    """Whether a line of it begins as a call of the language does; what has none is prose, or nothing."""
+    return any(line.lstrip(" \t").startswith(CALLS) for line in program.split("\n"))
 
 
 def write_programs(batch: Batch, chunks: Chunks, gone: np.ndarray) -> Iterator[str]:
-    """The program of each chunk that removes the lines that are gone (bool [lines of Batch.lines])."""
+    """The program of each chunk that removes the lines that are gone (bool [lines of Batch.lines]). Numbers are written
+    as in front of the lines and without a space, so that they are the same tokens and a model need but copy them."""
     for document, first, last in zip(*(part.tolist() for part in chunks), strict=True):
         base = int(batch.lines.offsets[document])
         edges = np.flatnonzero(np.diff(gone[base + first : base + last + 1].astype(np.int8), prepend=0, append=0))
         runs = (edges + first).reshape(-1, 2).tolist()
-        yield "\n".join(f"remove_lines({a}, {b - 1})" for a, b in runs) or "keep_chunk()"
+        yield "\n".join(f"remove_lines({a:03d},{b - 1:03d})" for a, b in runs) or "keep_chunk()"
 
 
 def read_programs(batch: Batch, chunks: Chunks, programs: Sequence[str]) -> Edits:

@@ -17,7 +17,6 @@ import numpy as np
 from numba import njit
 
 from transforms.batch import Batch
-from transforms.cut import Cuts
 from transforms.line_features import (
     BITS,
     CONTEXT,
@@ -30,7 +29,7 @@ from transforms.line_features import (
     line_shapes,
 )
 from transforms.model_folder import read_card
-from transforms.programs import Edits
+from transforms.programs import Edits, no_edits
 from transforms.text import inner
 
 FILE = "model.npz"
@@ -75,13 +74,17 @@ class Refiner(NamedTuple):
         return lines, tree_scores(self.trees, values)
 
     def edits(self, batch: Batch, threshold: float) -> Edits:
-        """What goes. A blank line goes with the line before it, at the beginning with the one after."""
+        """What goes (see `every_line`)."""
         lines, scores = self.scores(batch)
-        every = batch.lines
-        gone = _every_line(scores > threshold, lines.number, lines.offsets, every.offsets)
-        nothing = np.zeros(0, np.int64)
-        puts = Cuts(nothing, nothing, np.zeros(len(batch) + 1, np.int64))
-        return Edits(gone, puts, np.zeros(len(batch), bool), np.zeros(len(batch), np.int64))
+        gone = every_line(batch, lines, scores > threshold)
+        return no_edits(batch)._replace(gone=gone)
+
+
+def every_line(batch: Batch, lines: Lines, gone: np.ndarray) -> np.ndarray:
+    """bool [lines of Batch.lines] of bool [lines that are not blank]: a blank line goes with the line before it, at the
+    beginning with the one after."""
+    found: np.ndarray = _every_line(gone, lines.number, lines.offsets, batch.lines.offsets)
+    return found
 
 
 def features(batch: Batch, lines: Lines, grams: Grams, words: np.ndarray) -> np.ndarray:

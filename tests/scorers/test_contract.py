@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from toy_chat import build_chat_model
 
 import scorers
 from scorers import Scorer
@@ -51,6 +52,9 @@ def scorer(
     causal = {"model": request.getfixturevalue("toy_causal"), "window": 256, "stride": 192}
     models["divergence"] = causal | {"damaged": request.getfixturevalue("toy_damaged")}
     models |= {"perplexity": causal, "salt": causal, "eu_plane": causal | {"tokens": True}}
+    chat = build_chat_model(tmp_path_factory.mktemp("chat"))
+    (chat / "prompts.yaml").write_text("{prompts: {score_only: '{text}'}, most_tokens: 30}")
+    models["dataman"] = {"engine": {"model": chat}, "mode": "score_only", "guided": True}
     classifier = {"model": request.getfixturevalue("toy_classifier"), "label": 1}
     (items.parent / "terms.txt").write_text("sentence\nwords\t0.5\nx\n日本語\t2\n")
     models["classifier"] = classifier

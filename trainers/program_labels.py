@@ -28,7 +28,7 @@ from transforms.programs import Chunks, Edits, count_words, cut_lines, has_call,
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-KEEP = "0.97"  # share of what must stay that does, where the light refiner decides
+KEEP = "0.95"  # share of what must stay that does, where the light refiner decides
 
 
 @dataclass(frozen=True)

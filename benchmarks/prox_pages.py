@@ -1,6 +1,6 @@
 """What ways of cleaning leave of web pages: phrases that must stay, and phrases that must go.
 
-    python benchmarks/prox_pages.py --pages FILE [--json] [--environment .venv-vllm] [--writer FOLDER]
+    python benchmarks/prox_pages.py --pages FILE [--json] [--environment .venv-vllm] [--start MODEL | --writer FOLDER]
 
 FILE is Parquet with columns `text` (a page as lines), `must_keep` and `must_drop` (lists of phrases), and perhaps `url`
 (pages of one host fall on one side), `id` and `article` (the text that was meant: lines of it are the ones that stay).
@@ -9,9 +9,9 @@ must stay and still stand in what is left, `gone` that of phrases that must go a
 pages. Seconds are those of the processor. The last line of standard output is one JSON object.
 
 Two refiners learn from the same phrases: the light one, and a small language model that writes programs (`writer`),
-taught from nothing by the bundled trainer as LESSON says, about an hour of one core; `--writer` takes a folder that was
-taught before. It is run by vLLM, in an environment of its own: the one given, or one that `tests/vllm_environment.sh`
-makes outside of the checkout (3.5 GB, once).
+taught by the bundled trainer: a new one as NEW says, or the given MODEL as TUNED says; `--writer` takes a folder that
+was taught before. It is run by vLLM, in an environment of its own: the one given, or one that
+`tests/vllm_environment.sh` makes outside of the checkout (3.5 GB, once).
 """
 
 from __future__ import annotations
@@ -51,11 +51,25 @@ ROOT = Path(__file__).resolve().parents[1]
 RESAMPLES = 2000
 REPEATS = 3
 ENVIRONMENT = Path.home() / ".cache" / "corpusmill" / "benchmark-generation" / "environment"
-HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4}
-TRAIN: dict[str, Any] = {"tokens": 15_000_000, "row_length": 640, "batch_tokens": 1280, "lr": 2e-3}
-TRAIN |= {"model": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, **HEADS}}
-LESSON = {"vocabulary": 4096, "train": TRAIN}
-WRITER = {"draws": 10, "prompts": {"system": "", "chunk_tokens": 260, "line": 28}, "lesson": LESSON}
+NEW: dict[str, Any] = {
+    "draws": 12,
+    "prompts": {"system": "", "chunk_tokens": 260, "line": 30, "numbers": "after"},
+    "lesson": {
+        "vocabulary": 4096,
+        "reading": 0.5,
+        "train": {"tokens": 8_000_000, "row_length": 640, "batch_tokens": 1280, "lr": 2e-3, "weight_decay": 0.5}
+        | {"model": {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4}},
+    },
+}
+TUNED: dict[str, Any] = {
+    "draws": 3,
+    "hide": 0.1,
+    "prompts": {"system": "Clean the page.", "chunk_tokens": 420, "line": 40, "numbers": "after"},
+    "lesson": {
+        "train": {"tokens": 330_000, "row_length": 768, "batch_tokens": 1536, "lr": 2e-4}
+        | {"precision": "bf16", "threads": 2}
+    },
+}
 COLUMNS = {"text": "text", "keep": "must_keep", "drop": "must_drop", "group": "group"}
 RULES = {"c4": c4_goes, "fineweb_lines": fineweb_goes, "repeated_lines": repeated_goes}
 Method = Callable[[Batch], pa.LargeStringArray]
@@ -91,11 +105,14 @@ def fitted(learned: pa.Table, folder: Path, seed: int) -> tuple[Refiner, dict[st
     return load(folder), card, time.process_time() - started
 
 
-def taught(learned: pa.Table, folder: Path, seed: int) -> Path:
+def taught(learned: pa.Table, folder: Path, seed: int, start: Path | None) -> Path:
     """Teach a language model to write programs; its folder."""
     sample = pa.table({name: learned.column(given) for name, given in COLUMNS.items()})
+    how = {**TUNED, "lesson": {**TUNED["lesson"], "start": start}} if start else NEW
     labels = {"keep": "must_keep", "drop": "must_drop", "group": "host", "documents": len(learned)}
-    FitRefinerLM.model_validate(labels | WRITER).fit({"documents": sample}, folder, seed)
+    started = time.perf_counter()
+    FitRefinerLM.model_validate(labels | how).fit({"documents": sample}, folder, seed)
+    (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - started))
     return folder
 
 
@@ -111,7 +128,7 @@ def by_vllm(texts: pa.LargeStringArray, writer: Path, environment: str | None) -
         # Not this file as a script: vLLM's own processes would import it again, and trip over numba.
         code = f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); import prox_pages; prox_pages.inside()"
         command = [str(folder / "bin" / "python"), "-c", code, work, str(writer.resolve())]
-        settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR", **os.environ}
+        settings = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "ERROR", **os.environ}
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=settings, check=True)
         left = pq.read_table(f"{work}/left.parquet")["text"].to_pylist()
     return left, json.loads(done.stdout.splitlines()[-1])
@@ -122,7 +139,8 @@ def inside() -> None:
     from pipelines.clean_prox import Prox
 
     work, writer = map(Path, sys.argv[1:])
-    engine = {"engine": "vllm", "model": writer, "dtype": "float32"}
+    tuned = json.loads((writer / "card.json").read_text())["lesson"]["train"].get("precision") == "bf16"
+    engine = {"engine": "vllm", "model": writer, "dtype": "bfloat16" if tuned else "float32"}
     prox = Prox.model_validate({"engine": engine})
     assert prox.engine is not None
     prox.engine.setup()
@@ -236,9 +254,10 @@ def run(
             writer = teach(learned, Path(folder))
             left, told = by_vllm(batch.text, writer, environment)
             card = json.loads((writer / "card.json").read_text())
+            spent = json.loads((writer / "seconds.json").read_text())
         measured_as("writer", left)
         found["writer"] |= told
-        result["writer"] = {name: card[name] for name in ("taught", "documents", "holdout")}
+        result["writer"] = {name: card[name] for name in ("taught", "documents", "holdout")} | {"fit_seconds": spent}
     kept, gone = ({name: one[side] for name, one in found.items()} for side in ("kept", "gone"))
     return {**result, "kept": kept, "gone": gone, "methods": found}
 
@@ -261,6 +280,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the halves and of the fit")
     parser.add_argument("--json", action="store_true", help="print the JSON line alone")
     parser.add_argument("--environment", help="folder of an environment with vLLM and corpusmill")
+    parser.add_argument("--start", type=Path, help="model folder to teach; else a new model")
     parser.add_argument("--writer", type=Path, help="folder of a language model taught before, with this seed")
     parser.add_argument("--without-writer", action="store_true", help="no language model")
     arguments = parser.parse_args()
@@ -270,7 +290,7 @@ def main() -> None:
     pages = pages.filter(pc.not_equal(pc.utf8_trim_whitespace(pc.fill_null(pages["text"], "")), ""))
 
     def teach(learned: pa.Table, folder: Path) -> Path:
-        return arguments.writer or taught(learned, folder, arguments.seed)
+        return arguments.writer or taught(learned, folder, arguments.seed, arguments.start)
 
     result = run(pages, arguments.seed, None if arguments.without_writer else teach, arguments.environment)
     if not arguments.json:

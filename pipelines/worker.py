@@ -41,6 +41,8 @@ class WatchedWorker(worker_handlers.SubprocessSdkWorkerHandler):
 
     def close(self) -> None:
         self.closing.set()
+        # Beam says so to workers that have connected; one that is still starting would serve for ever.
+        self.control_conn.push(worker_handlers.BeamFnControlServicer._DONE_MARKER)
         try:
             super().close()
         except Exception:
@@ -77,6 +79,7 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     # Beam prints every traceback to stderr besides sending it to the launcher, which reports it once.
     vars(sdk_worker)["print"] = lambda *args, **kwargs: None
+    engine.remember_state_specs()
     with engine.quiet():
         sdk_worker_main.main(sys.argv)
 

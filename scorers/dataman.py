@@ -72,8 +72,7 @@ class DataMan(Asks, Scorer):
         return Sampling.model_validate({"max_tokens": mode.max_tokens, "guided": form if self.guided else None})
 
     def setup(self) -> None:
-        self.engine.setup()
-        _ = self.counter
+        _ = self.counter  # the engine is loaded when there is something to ask
 
     def fields(self) -> pa.StructType:
         rated = [pa.field(k, pa.int8(), metadata={"unit": f"1 to 5, high where {v}"}) for k, v in CRITERIA.items()]

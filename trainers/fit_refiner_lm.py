@@ -38,7 +38,7 @@ from transforms.batch import Batch
 from transforms.draws import seeded
 from transforms.program_prompts import ProgramPrompts, read_prompts
 from transforms.program_writer import LETTERS, ChunkWriter, DocumentJudge, first_tokens
-from transforms.programs import Chunks, chunk_lines, numbered, numbered_lines
+from transforms.programs import Chunks, chunk_lines, numbered
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 PARTS = 10  # of the groups; one is held out
 FEWEST = 20  # pages to learn from
 MARKS = 48  # tokens, at most, that a chat template and `[doc]` put around a text
-SHORT = {"system": "", "chunk_tokens": 320, "document_tokens": 600, "line": 50}
+SHORT = {"system": "", "chunk_tokens": 320, "document_tokens": 600, "line": 50, "numbers": "after"}
 
 
 class FitRefinerLM(FitRefiner):
@@ -141,7 +141,7 @@ class FitRefinerLM(FitRefiner):
             return self.lesson.start
         chosen = np.flatnonzero(pages)
         whole = Chunks(chosen, np.zeros(len(chosen), np.int64), np.diff(batch.lines.offsets)[chosen] - 1)
-        texts = (numbered(numbered_lines(batch, page, self._asked.line)) for page in chosen.tolist())
+        texts = (numbered(self._asked.lines(batch, page)) for page in chosen.tolist())
         programs = chunk_programs(batch, whole, labels) if labels else ()
         return fit_tokenizer(chain(texts, programs), scratch / "tokenizer", self.lesson.vocabulary, digits=True)
 
@@ -158,12 +158,13 @@ class FitRefinerLM(FitRefiner):
         asked = self._asked
         if labels:
             chosen = pages & labels.known
-            shown = [numbered_lines(batch, page, asked.line) if chosen[page] else [] for page in range(len(batch))]
+            shown = [asked.lines(batch, page) if chosen[page] else [] for page in range(len(batch))]
             generator = np.random.default_rng(seed)
             for chunks in self._chunks(batch, shown, chosen, tokenizer, generator):
                 programs = chunk_programs(batch, chunks, labels)
                 for page, first, last, program in zip(*(part.tolist() for part in chunks), programs, strict=True):
-                    lines = [_hidden(line, self.hide, generator) for line in shown[page][first : last + 1]]
+                    part = shown[page][first : last + 1]
+                    lines = [_hidden(line, self.hide, asked.numbers == "after", generator) for line in part]
                     yield (*asked.of_chunk(numbered(lines)), ("assistant", program))
         for page in np.flatnonzero(pages).tolist():
             if (stay := stays[page]) is not None:
@@ -210,12 +211,13 @@ class FitRefinerLM(FitRefiner):
         return told
 
 
-def _hidden(line: str, share: float, generator: np.random.Generator) -> str:
+def _hidden(line: str, share: float, after: bool, generator: np.random.Generator) -> str:
     """A numbered line without a share of its words, of which one stays."""
-    number, text = line.split("]", 1)
-    words = text.split(" ")
+    at = line.rindex("[") if after else line.index("]") + 1
+    words = (line[:at] if after else line[at:]).split(" ")
     kept = [word for word, draw in zip(words, generator.random(len(words)), strict=True) if draw >= share]
-    return f"{number}]{' '.join(kept or words[:1])}"
+    text = " ".join(kept or words[:1])
+    return text + line[at:] if after else line[:at] + text
 
 
 def _held(groups: np.ndarray, seed: int) -> np.ndarray:

@@ -38,14 +38,17 @@ class Lesson(Parameters):
     """How a small language model is taught.
 
     `start`: model folder to go on from; null: a new model, with a tokenizer of `vocabulary` tokens trained on the
-    conversations. `epochs`: passes over them, unless `train.tokens` says how many tokens are learned from. `train`:
-    fields of trainers.config.TrainConfig. One thread and float32 unless they say otherwise, so that equal conversations
-    give equal bytes whatever the machine; `row_length` is 1,024, or what `start` reads at once if that is less.
+    conversations. `epochs`: passes over them, unless `train.tokens` says how many tokens are learned from. `reading`: a
+    new model first reads all turns as plain text, for so many times the length of the lesson, and so has met words and
+    numbers before it is taught what to make of them. `train`: fields of trainers.config.TrainConfig. One thread and
+    float32 unless they say otherwise, so that equal conversations give equal bytes whatever the machine; `row_length`
+    is 1,024, or what `start` reads at once if that is less.
     """
 
     start: Path | None = None
     vocabulary: int = Field(4096, ge=257)
     epochs: float = Field(3.0, gt=0, allow_inf_nan=False)
+    reading: float = Field(0.0, ge=0, allow_inf_nan=False)
     train: dict[str, Any] = Field({}, description="of trainers.config.TrainConfig")
 
     @field_validator("start")
@@ -57,6 +60,8 @@ class Lesson(Parameters):
     def _trainable(self) -> Lesson:
         if given := sorted(self.train.keys() & set(OURS)):
             raise ValueError(f"train.{given[0]}: is decided by the lesson; leave it out (`start` is beside `train`)")
+        if self.start is not None and self.reading:
+            raise ValueError(f"reading: {self.reading} is for new models; `start` has read before")
         if self.start is not None and "model" in self.train:
             raise ValueError("train.model: `start` has a size of its own; give one of both")
         if self.train:  # importing torch takes seconds
@@ -82,6 +87,14 @@ class Lesson(Parameters):
         settled = {"threads": 1, "precision": "fp32", "tensorboard": False, "row_length": self.row_length}
         learned = Format(kind="messages", turns="last", long="drop")  # a cut answer teaches not to stop
         return TrainConfig(**{**settled, **self.train}, start=self.start, format=learned, seed=seed)
+
+    def first(self, seed: int) -> TrainConfig:
+        """The same for `reading`."""
+        from trainers.formats import Format
+
+        config = self.config(seed)
+        tokens = None if config.tokens is None else max(1, round(config.tokens * self.reading))
+        return config.model_copy(update={"format": Format(kind="text"), "tokens": tokens})
 
     @property
     def row_length(self) -> int:
@@ -124,8 +137,13 @@ def teach(
     try:
         with torch.random.fork_rng(devices=[]), TemporaryDirectory() as scratch:
             mixture = _mixture(lesson, conversations, Path(scratch), tokenizer)
+            config = lesson.config(seed)
+            if lesson.reading:
+                read = Path(scratch) / "read"
+                train(lesson.first(seed), _read_for(mixture, lesson.epochs * lesson.reading), read)
+                config = config.model_copy(update={"start": read / "model"})
             run = Path(scratch) / "run"
-            result = train(lesson.config(seed), mixture, run)
+            result = train(config, mixture, run)
             data = json.loads((run / "data.json").read_text())
             shutil.copytree(run / "model", out, dirs_exist_ok=True)
     finally:
@@ -171,6 +189,16 @@ def _mixture(lesson: Lesson, conversations: Sequence[Conversation], folder: Path
     manifest = {"digest": file["digest"], "tokenizer": own, "sources": {"conversations": source}}
     (path.parent / "manifest.json").write_text(json.dumps(manifest))
     return path.parent
+
+
+def _read_for(mixture: Path, epochs: float) -> Path:
+    """The mixture once more, for so many passes."""
+    other = mixture.parent / "reading"
+    shutil.copytree(mixture, other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["sources"]["conversations"]["epochs"] = epochs
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    return other
 
 
 def _keep_tokenizer(start: Path, out: Path) -> None:

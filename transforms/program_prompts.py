@@ -8,11 +8,16 @@ A model folder that a fit of this project made keeps the prompts it was taught w
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from transforms.parameters import Parameters
+from transforms.programs import numbered_lines
+
+if TYPE_CHECKING:
+    from transforms.batch import Batch
 
 FILE = "program_prompts.yaml"
 PLACE = "{text}"
@@ -24,7 +29,8 @@ class ProgramPrompts(Parameters):
 
     `chunk_tokens`: of the lines of a chunk at most, with their numbers. `document_tokens`: of a text, from its
     beginning; what the prompt says behind it stays. `line`: characters that are shown of a line, its beginning and its
-    end; null: all. `output_tokens`: of a program at most.
+    end; null: all. `numbers`: they stand before their lines or after them, where small models find a line by its number
+    sooner: what is read last knows what stood before. `output_tokens`: of a program at most.
 
     The defaults are ProX's: the prompts of its published refiners, 1,500, 2,000 and 256 tokens.
     """
@@ -36,6 +42,7 @@ class ProgramPrompts(Parameters):
     chunk_tokens: int = Field(default=1500, ge=16)
     document_tokens: int = Field(default=2000, ge=16)
     line: int | None = Field(default=None, ge=8)
+    numbers: Literal["before", "after"] = "before"
     output_tokens: int = Field(default=256, ge=8)
 
     @field_validator("chunk", "document")
@@ -44,6 +51,10 @@ class ProgramPrompts(Parameters):
         if value.count(PLACE) != 1:
             raise ValueError(f"has {PLACE} {value.count(PLACE)} times; expected once, where the text goes")
         return value
+
+    def lines(self, batch: Batch, document: int) -> list[str]:
+        """The lines of a document as they are shown."""
+        return numbered_lines(batch, document, self.line, self.numbers == "after")
 
     def of_chunk(self, numbered: str) -> tuple[tuple[str, str], ...]:
         """The conversation that asks for the program of a chunk (`transforms.programs.numbered`)."""

@@ -20,7 +20,7 @@ from transforms.batch import Batch
 from transforms.generation.ask import Asks
 from transforms.generation.engine import Answer, Request, Sampling
 from transforms.program_prompts import FILE, ProgramPrompts, read_prompts
-from transforms.programs import Chunks, Edits, chunk_lines, has_call, numbered, numbered_lines, parse, read_programs
+from transforms.programs import Chunks, Edits, chunk_lines, has_call, numbered, parse, read_programs
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -81,7 +81,7 @@ class ChunkWriter(Refines):
             EngineUnavailable: no request can be answered; what was answered before is kept.
         """
         chosen = np.ones(len(batch), bool) if among is None else among
-        shown = [numbered_lines(batch, d, self.asked.line) if chosen[d] else [] for d in range(len(batch))]
+        shown = [self.asked.lines(batch, d) if chosen[d] else [] for d in range(len(batch))]
         chunks, failures = self._chunks(batch, shown, chosen)
         texts = (numbered(shown[d][a : b + 1]) for d, a, b in _rows(chunks))
         answers = self._replies([self.asked.of_chunk(text) for text in texts])

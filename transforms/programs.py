@@ -197,13 +197,15 @@ def chunk_lines(tokens: np.ndarray, offsets: np.ndarray, most: int) -> Chunks:
     return Chunks(*_chunk_lines(tokens.astype(np.int64), offsets, most))
 
 
-def numbered_lines(batch: Batch, document: int, most: int | None = None) -> list[str]:
-    """The lines of a document for a model, as `[007]Text`; of one of more than `most` characters the first two thirds
-    and the last third of so many, and between them how many are left out, as in `The beginning …81… the end.`"""
+def numbered_lines(batch: Batch, document: int, most: int | None = None, after: bool = False) -> list[str]:
+    """The lines of a document for a model, as `[007]Text`, or `Text[007]`; of one of more than `most` characters the
+    first two thirds and the last third of so many, and between them how many are left out, as in `The beginning …81…
+    the end.`"""
     first, last = batch.lines.offsets[document : document + 2]
     spans = zip(batch.lines.start[first:last].tolist(), batch.lines.end[first:last].tolist(), strict=True)
     texts = (batch.bytes[a:b].tobytes().decode() for a, b in spans)
-    return [f"[{number:03d}]{_ends(text, most)}" for number, text in enumerate(texts)]
+    shown = (_ends(text, most) for text in texts)
+    return [f"{text}[{number:03d}]" if after else f"[{number:03d}]{text}" for number, text in enumerate(shown)]
 
 
 def _ends(text: str, most: int | None) -> str:

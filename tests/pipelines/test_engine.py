@@ -138,6 +138,20 @@ def test_options_of_a_job_server_pass_but_near_misses_do_not(runner: str) -> Non
         engine.resolve([f"--runner={runner}", "--job_endpont=localhost:1"])
 
 
+def test_a_job_on_a_service_may_take_days_unless_a_limit_is_given() -> None:
+    options = ["--runner=PortableRunner", "--job_endpoint=localhost:1"]
+    assert any(flag.startswith("--job_server_timeout=") for flag in engine.resolve(options).flags)
+    given = engine.resolve([*options, "--job_server_timeout=7"]).flags
+    assert [flag for flag in given if "timeout" in flag] == ["--job_server_timeout=7"]
+
+
+def test_a_service_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_ANSWER_SECONDS", 0.5)
+    options = ["--runner=PortableRunner", "--job_endpoint=localhost:1"]
+    with pytest.raises(engine.EngineError, match="no job service answers at --job_endpoint=localhost:1 "):
+        engine.run_graph(lambda p: p, options)
+
+
 def test_import_is_light() -> None:
     code = "import sys, pipelines.engine; sys.exit('apache_beam' in sys.modules or 'pyarrow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from apache_beam.metrics import Metrics
 
-from pipelines import engine, job_server
+from pipelines import engine, job_server, worker
 
 
 def blocks(first: int) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -72,6 +73,20 @@ def test_failure_names_the_first_cause(options: list[str], capfd: pytest.Capture
     assert (error.kind, error.message, error.step) == ("ValueError", "no shard 1", "Step")
     assert error.where.startswith(f"{__file__}:")
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("slow", ["[02468]", "[13579]"])  # the job ends before or after one of its workers has started
+def test_failure_while_a_worker_is_starting(options: list[str], slow: str) -> None:
+    late = f"case $WORKER_ID in *{slow}) sleep 4;; esac; {worker.COMMAND}"
+    given = [*options, f"--environment_config={late}", "--job_server_timeout=60"]
+    with pytest.raises(engine.JobFailed) as failed:
+        engine.run_graph(lambda p: p | beam.Create([1, 2]) | "Step" >> beam.Map(fail), given)
+    assert failed.value.kind == "ValueError"
+
+
+def test_job_that_takes_longer_than_beams_client_waits(options: list[str]) -> None:
+    with pytest.raises(engine.JobFailed, match="Deadline"):
+        engine.run_graph(lambda p: p | beam.Create([6]) | beam.Map(time.sleep), [*options, "--job_server_timeout=3"])
 
 
 def test_service_as_a_command_of_its_own(tmp_path: Path) -> None:

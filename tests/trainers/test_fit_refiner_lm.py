@@ -124,17 +124,22 @@ def _is(line: str, shown: str) -> bool:
     return line.startswith(head) and line.endswith(tail) and len(line) == len(head) + int(left_out) + len(tail)
 
 
-@given(st.lists(st.text("ab]", max_size=3), min_size=1, max_size=9), st.floats(0, 0.99), st.integers(0, 99))
-def test_words_are_hidden_and_numbers_are_not(words: list[str], share: float, seed: int) -> None:
-    shown = _hidden(f"[012]{' '.join(words)}", share, np.random.default_rng(seed))
-    left, every = shown.removeprefix("[012]").split(" "), iter(words)
-    assert shown.startswith("[012]") and all(word in every for word in left)  # in their order
+WORDS = st.lists(st.text("ab[]", max_size=3), min_size=1, max_size=9)
+
+
+@given(WORDS, st.floats(0, 0.99), st.booleans(), st.integers(0, 99))
+def test_words_are_hidden_and_numbers_are_not(words: list[str], share: float, after: bool, seed: int) -> None:
+    line = f"{' '.join(words)}[012]" if after else f"[012]{' '.join(words)}"
+    shown = _hidden(line, share, after, np.random.default_rng(seed))
+    assert shown.endswith("[012]") if after else shown.startswith("[012]")
+    left, every = (shown[:-5] if after else shown[5:]).split(" "), iter(words)
+    assert all(word in every for word in left)  # in their order
     assert share or left == words
 
 
 def test_about_the_share_that_is_asked_for_is_hidden() -> None:
     words = [f"w{k}" for k in range(1000)]
-    shown = _hidden(f"[003]{' '.join(words)}", 0.25, np.random.default_rng(0))
+    shown = _hidden(f"[003]{' '.join(words)}", 0.25, False, np.random.default_rng(0))
     assert 700 < shown.count(" ") < 800
 
 

@@ -71,6 +71,16 @@ def test_equal_work_gives_equal_bytes(lesson: Lesson, taught: tuple[Path, dict[s
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 
 
+def test_a_new_model_that_has_read_is_taught_sooner(lesson: Lesson, tmp_path: Path) -> None:
+    short = lesson.model_copy(update={"epochs": 2})
+    plain = teach(short, opposites(100), tmp_path / "plain", 0)
+    read = teach(short.model_copy(update={"reading": 2.0}), opposites(100), tmp_path / "read", 0)
+    assert read["loss"] < 0.8 * plain["loss"]
+    assert {**read, "loss": 0} == {**plain, "loss": 0}  # the lesson is as long
+    tokens = {**short.train, "tokens": 3000}
+    assert short.model_copy(update={"reading": 1.5, "train": tokens}).first(0).tokens == 4500
+
+
 def test_a_model_goes_on_with_its_own_template_and_tokens(tmp_path: Path) -> None:
     start = build_chat_model(tmp_path / "start", TEMPLATE, scale=0.02)
     going = Lesson(start=start, train={"tokens": 70_000, "lr": 3e-3, "batch_tokens": 256})
@@ -115,6 +125,8 @@ def test_mistakes_are_told_before_any_work(given: dict[str, Any], message: str) 
 
 def test_mistakes_about_a_model_to_start_from(tmp_path: Path) -> None:
     start = build_chat_model(tmp_path)
+    with pytest.raises(ValidationError, match=r"reading: 1\.0 is for new models"):
+        Lesson(start=start, reading=1)
     with pytest.raises(ValidationError, match="has a size of its own"):
         Lesson(start=start, train={"model": {}})
     with pytest.raises(ValidationError, match=r"a window of 512 tokens; .* allows 256"):

@@ -49,6 +49,16 @@ def test_long_lines_show_their_ends_and_keep_their_numbers() -> None:
     ]  # fmt: skip
 
 
+def test_numbers_may_stand_after_their_lines() -> None:
+    batch = batch_of("first", "Home\n\n[1] a tower stands here")
+    assert ProgramPrompts(numbers="after").lines(batch, 1) == ["Home[000]", "[001]", "[1] a tower stands here[002]"]
+    short = ProgramPrompts(numbers="after", line=8)
+    assert short.lines(batch, 1) == ["Home[000]", "[001]", "[1] a  …16… re[002]"]
+    assert ProgramPrompts(line=8).lines(batch, 1) == numbered_lines(batch, 1, 8) == [
+        "[000]Home", "[001]", "[002][1] a  …16… re",
+    ]  # fmt: skip
+
+
 @given(st.lists(st.text("ab ", max_size=9), min_size=1, max_size=1200), st.integers(9, 40))
 def test_numbers_go_through_the_document_whatever_the_chunks(lines: list[str], most: int) -> None:
     batch = batch_of("x", "\n".join(lines))

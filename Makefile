@@ -12,7 +12,7 @@ demo: venv
 test: venv
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # vLLM wants other versions than the rest: an environment of its own, 4 GB and 6 minutes to install.
 test-vllm:

@@ -56,8 +56,8 @@ NEW: dict[str, Any] = {
     "prompts": {"system": "", "chunk_tokens": 260, "line": 30, "numbers": "after"},
     "lesson": {
         "vocabulary": 4096,
-        "reading": 0.5,
-        "train": {"tokens": 8_000_000, "row_length": 640, "batch_tokens": 1280, "lr": 2e-3, "weight_decay": 0.5}
+        "reading": 1,
+        "train": {"tokens": 2_000_000, "row_length": 640, "batch_tokens": 1280, "lr": 2e-3, "weight_decay": 0.5}
         | {"model": {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4}},
     },
 }
@@ -223,9 +223,15 @@ def seconds(method: Method, records: pa.RecordBatch) -> float:
 
 
 def run(
-    pages: pa.Table, seed: int, teach: Callable[[pa.Table, Path], Path] | None, environment: str | None
+    pages: pa.Table,
+    seed: int,
+    most: int | None,
+    teach: Callable[[pa.Table, Path], Path] | None,
+    environment: str | None,
 ) -> dict[str, Any]:
     learned, measured = halves(pages, seed)
+    order = np.argsort(hashes(pa.array([f"{k}" for k in range(len(measured))], pa.large_string())))
+    measured = measured.take(np.sort(order[:most]))
     with tempfile.TemporaryDirectory() as folder:
         refiner, card, fit_seconds = fitted(learned, Path(folder), seed)
     records = measured.select(["text"]).combine_chunks().to_batches()[0]
@@ -280,6 +286,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the halves and of the fit")
     parser.add_argument("--json", action="store_true", help="print the JSON line alone")
     parser.add_argument("--environment", help="folder of an environment with vLLM and corpusmill")
+    parser.add_argument("--measure", type=int, help="measure on so many pages of the other half, drawn; else on all")
     parser.add_argument("--start", type=Path, help="model folder to teach; else a new model")
     parser.add_argument("--writer", type=Path, help="folder of a language model taught before, with this seed")
     parser.add_argument("--without-writer", action="store_true", help="no language model")
@@ -292,7 +299,9 @@ def main() -> None:
     def teach(learned: pa.Table, folder: Path) -> Path:
         return arguments.writer or taught(learned, folder, arguments.seed, arguments.start)
 
-    result = run(pages, arguments.seed, None if arguments.without_writer else teach, arguments.environment)
+    result = run(
+        pages, arguments.seed, arguments.measure, None if arguments.without_writer else teach, arguments.environment
+    )
     if not arguments.json:
         show(result)
     print(json.dumps(result))

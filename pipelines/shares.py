@@ -173,35 +173,41 @@ def shares(
     found = search(list(everything.values()))
     pools = {place: found[statistic.name].weight for place, statistic in everything.items()}
     taken = _Taken({s: {} for s in sources}, dict.fromkeys(sources, 1.0))
-    natural = any(part.weights == "natural" for part in parts)
-    written = _written(tables, sources, also, search) if natural else {}
+    written = _written(tables, sources, {p.where: wheres[p.where] for p in parts if p.weights == "natural"}, search)
+    most = min(WARN_EPOCHS, mixture.max_epochs, mixture.cap_epochs or WARN_EPOCHS)
     made = []
     for part in parts:
         available = {s: pools[part.where, s] for s in sources}
-        asked = weights_of(part, available, context.run, written)
+        asked = weights_of(part, available, context.run, written.get(part.where, {}), most)
         made.append(_shares(part, mixture, wheres[part.where], available, asked, taken, search))
     return made
 
 
 def _written(
-    tables: Tables, sources: Sequence[str], also: str, search: Callable[[list[Statistic]], dict[str, Found]]
-) -> dict[str, int]:
-    """By the source of each rewriter, the tokens of the documents that it made something of: what WRAP mixes one to one
-    (Maini et al. 2024, arXiv 2401.16380). What several rewriters made something of is shared among them.
+    tables: Tables,
+    sources: Sequence[str],
+    wheres: Mapping[str, str],
+    search: Callable[[list[Statistic]], dict[str, Found]],
+) -> dict[str, dict[str, int]]:
+    """Of each condition on documents, by the source of each rewriter: the tokens of those that it made something of,
+    which WRAP mixes one to one (Maini et al. 2024, arXiv 2401.16380). What several made something of is shared.
     """
     names = [name for name, struct in tables.structs.items() if struct.folder == f"rewrites/{name}" and name in sources]
     accepted = {name: f'(coalesce("{name}".accepted, 0) > 0)' for name in names}
     shared = " + ".join(f"{condition}::INT" for condition in accepted.values())
     wanted = {
-        (name, source): Statistic(
-            f"{source} for {name}", "draw", 1.0, None, where=f"({also}) AND {condition}",
+        (where, name, source): Statistic(
+            f"{source} for {name} in {k}", "draw", 1.0, None, where=f"({qualifies}) AND {condition}",
             weight=f"{TOKENS} / ({shared})", source=source,
         )
+        for k, (where, qualifies) in enumerate(wheres.items())
         for name, condition in accepted.items() for source in sources if source not in accepted
     }  # fmt: skip
     found = search(list(wanted.values()))
-    of = {place: found[statistic.name] for place, statistic in wanted.items()}
-    return {name: round(sum(f.weight / f.unit for (mine, _), f in of.items() if mine == name)) for name in names}
+    written: dict[str, dict[str, float]] = {where: dict.fromkeys(names, 0.0) for where in wheres}
+    for (where, name, _), statistic in wanted.items():
+        written[where][name] += found[statistic.name].weight / found[statistic.name].unit
+    return {where: {name: round(tokens) for name, tokens in of.items()} for where, of in written.items()}
 
 
 @dataclass
@@ -255,19 +261,19 @@ def _shares(
 
 
 def weights_of(
-    part: Part, available: Mapping[str, int], run: str, written: Mapping[str, int] | None = None
+    part: Part, available: Mapping[str, int], run: str, written: Mapping[str, int], most: float
 ) -> dict[str, float]:
     """The weights of a phase as numbers above 0, of the sources that have one.
 
-    `written`: tokens of the originals, by the source of what was made of them; it gets as many, and no more than makes
-    it be read WARN_EPOCHS times.
+    `written`: tokens of the originals that the phase takes, by the source of what was made of them; it gets as many,
+    and no more than makes it be read `most` times. Where the phase takes no original, it is a source like others.
 
     Raises:
         MixError: a source is not known, or a fit has left no weights.
     """
     if part.weights == "natural":
-        most = {source: WARN_EPOCHS * available[source] for source in written or ()}
-        given: Mapping[str, float] = {**available, **{s: min(most[s], n) for s, n in (written or {}).items()}}
+        even = {source: min(most * available[source], tokens) for source, tokens in written.items() if tokens}
+        given: Mapping[str, float] = {**available, **even}
     elif isinstance(part.weights, Temperature):
         given = part.weights.of(available)
     elif isinstance(part.weights, str):

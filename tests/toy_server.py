@@ -149,5 +149,6 @@ def answer(
     if reply:
         text, reason = reply(prompt)
     choice = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
-    usage = {"prompt_tokens": len(words), "completion_tokens": len(text.split())}
+    made = body["max_tokens"] if reason == "length" else len(text.split())
+    usage = {"prompt_tokens": len(words), "completion_tokens": made}
     return Body(json.dumps({"choices": [choice | {"finish_reason": reason}], "usage": usage}).encode())

@@ -79,13 +79,13 @@ def test_stopped_and_resumed_equals_straight_bit_for_bit(toy, tmp_path, straight
     assert_equal_runs(out, straight)
 
 
-def test_a_process_killed_at_ten_random_steps_ends_with_the_same_bits(toy, tmp_path, straight):
+def test_a_process_killed_at_six_random_steps_ends_with_the_same_bits(toy, tmp_path, straight):
     out = tmp_path / "seed0"
     job = Job(config=CONFIG, mixture=toy / "mixture", out=out, heldout=toy / "heldout")
     (tmp_path / "job.json").write_text(job.model_dump_json())
     command = [sys.executable, "-m", "trainers.train", str(tmp_path / "job.json")]
     killed = 0
-    for wait_for in sorted(random.Random(0).sample(range(2, len(lines(straight)) - 2), 10)):
+    for wait_for in sorted(random.Random(0).sample(range(2, len(lines(straight)) - 2), 6)):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         log = out / "log.jsonl"
         deadline = time.monotonic() + 120
@@ -96,7 +96,7 @@ def test_a_process_killed_at_ten_random_steps_ends_with_the_same_bits(toy, tmp_p
             time.sleep(0.001)
         killed += process.wait(timeout=60) == -signal.SIGKILL
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert killed >= 8  # a step takes 20 ms: one may be through before it is hit
+    assert killed >= 5  # a step takes 20 ms: one may be through before it is hit
     assert json.loads(done.stdout.splitlines()[-1])["steps"] == len(lines(straight))
     assert_equal_runs(out, straight)
 

@@ -46,12 +46,13 @@ for k in range(int(sys.argv[3])):
 
 
 class Echo(Engine):
-    """Answers with the prompt; keeps what it was asked, and breaks at `broken`."""
+    """Answers with the prompt, as far as the window reaches; keeps what it was asked, and breaks at `broken`."""
 
     name: ClassVar[str] = "echo"
     package: ClassVar[str] = "corpusmill"
     model: str = "echo"
     broken: str = "broken"
+    window: int = 50  # tokens, each a letter
     asked: list[str] = []  # noqa: RUF012
 
     @property
@@ -64,7 +65,8 @@ class Echo(Engine):
             self.asked.append(text)
             if text == self.broken:
                 raise OSError("the engine broke")
-            yield [(place, Answer(text.upper(), "stop", 1, 1))]
+            left = text.upper()[: min(self.window, sampling.max_tokens)]
+            yield [(place, Answer(left, "stop" if len(left) == len(text) else "length", 1, len(left)))]
 
 
 def prompts(*texts: str) -> list[Request]:
@@ -121,6 +123,16 @@ def test_what_an_engine_answered_before_it_broke_is_kept(tmp_path: Path) -> None
     healed = Echo(broken="", asked=[])
     assert [a.text for a in generate_cached(healed, cache, asked, SAMPLING)] == ["A", "BROKEN", "C", "D"]
     assert healed.asked == ["broken", "a"]
+
+
+def test_what_the_window_cut_is_asked_again_and_what_was_asked_for_is_not(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "answers.sqlite")
+    small, large = Echo(window=2, asked=[]), Echo(asked=[])
+    asked = prompts("abcd")
+    assert [generate_cached(engine, cache, asked, SAMPLING)[0].text for engine in (small, large)] == ["AB", "ABCD"]
+    short = Sampling(max_tokens=2)  # now the bound cuts, and not the window
+    kept = [generate_cached(small, cache, asked, short)[0].text for _ in range(2)]
+    assert kept == ["AB", "AB"] and small.asked == ["abcd", "abcd"] and large.asked == ["abcd"]
 
 
 def test_failures_come_back_and_are_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

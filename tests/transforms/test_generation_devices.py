@@ -49,7 +49,9 @@ def test_processes_take_different_devices_until_they_end(tmp_path: Path) -> None
         claim(2, tuple("01234"), tmp_path)
     first.kill()
     first.wait()
-    assert len(claim(2, tuple("01234"), tmp_path)) == 2
+    mine = claim(2, tuple("01234"), tmp_path)
+    assert len(mine) == 2 and claim(1, tuple("01234"), tmp_path) == mine[:1], "engines of a process share"
+    assert set(claim(3, tuple("01234"), tmp_path)) > set(mine)
     second.communicate("")
 
 

@@ -154,7 +154,8 @@ def test_results_do_not_depend_on_batches_and_nothing_is_asked_twice(toy_tokeniz
         asked = len(server.seen)
         records = batch_of(texts).records
         single = [p for k in range(6) for p in rewriter.rewrite(Batch(records.slice(k, 1)))]
-        stricter = wrap(server, toy_tokenizer, cache=tmp_path / "answers.sqlite", seed=1, acceptance={"numbers": 1.0})
+        bounds = {"numbers": 1.0, "length": (0.6, 1.4)}
+        stricter = wrap(server, toy_tokenizer, cache=tmp_path / "answers.sqlite", seed=1, acceptance=bounds)
         stricter.rewrite(batch_of(texts))
         assert len(server.seen) == asked == len(whole)
     assert [(p.chunk, p.text, p.reason, p.seed) for p in single] == [(p.chunk, p.text, p.reason, p.seed) for p in whole]
@@ -244,6 +245,6 @@ def test_wrong_parameters_are_refused(parameters: dict[str, Any], message: str, 
 def test_every_style_that_comes_along_is_whole(style: str, toy_tokenizer: Path) -> None:
     with ToyServer() as server:
         rewriter = wrap(server, toy_tokenizer, style=style, chunk_tokens=None)
-    assert find("wrap") is Wrap and str(rewriter.asked) == f"wrap/{style}@1"
+    assert find("wrap") is Wrap and str(rewriter.asked) == f"wrap/{style}@{ {'math': 2}.get(style, 1)}"
     assert rewriter.settings.chunk_tokens <= rewriter.sampling.max_tokens <= 4096
     assert rewriter.asked.messages(text="{text} {x}")[-1][1].endswith("{text} {x}")

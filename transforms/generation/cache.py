@@ -2,7 +2,8 @@
 
 One SQLite file with a write-ahead log. Answers are committed as they become ready, so that a process killed at any
 moment, in the middle of a write too, leaves all that were handed over and nothing half-written; several processes may
-write at once. Only answers without an error are kept: what failed is asked again by the next run.
+write at once. Only answers without an error are kept: what failed is asked again by the next run. So is what a window
+cut short, as a larger window does not.
 
 The file has to lie on a disk of this machine: SQLite needs locks, on which network file systems keep no promise.
 A power cut, unlike a kill, may take the last second's answers with it.
@@ -94,7 +95,7 @@ class Cache:
 def generate_cached(engine: Engine, cache: Cache, requests: Sequence[Request], sampling: Sampling) -> list[Answer]:
     """The answers in the order of the requests: those in the cache, and of the engine those that are not.
 
-    Requests of one key are sent once. Every answer without an error is committed before the next one is taken from
+    Requests of one key are sent once. Every whole answer is committed before the next one is taken from
     the engine. Answers with an error come back too (count them with `failures`) and are asked again by the next call.
 
     Raises:
@@ -110,9 +111,15 @@ def generate_cached(engine: Engine, cache: Cache, requests: Sequence[Request], s
 
     def kept() -> Iterator[Finished]:
         for finished in engine.stream([requests[place] for place in todo], sampling):
-            cache.put([(keys[todo[i]], answer) for i, answer in finished if answer.error is None])
+            cache.put([(keys[todo[i]], answer) for i, answer in finished if _whole(answer, sampling)])
             yield finished
 
     made = in_order(len(todo), kept()) if todo else []  # an engine that has nothing to do need not be loaded
     answers.update((keys[place], answer) for place, answer in zip(todo, made, strict=True))
     return [answers[key] for key in keys]
+
+
+def _whole(answer: Answer, sampling: Sampling) -> bool:
+    """Whether it is all that was asked for: no error, and not cut by the model's window (0: a server does not tell)."""
+    cut = answer.finish_reason == "length" and 0 < answer.output_tokens < sampling.max_tokens
+    return answer.error is None and not cut

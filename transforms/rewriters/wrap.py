@@ -56,7 +56,7 @@ class Wrap(Asks, Rewriter):
 
     `style`: one of those in `prompts/wrap`, or `prompt`: file of a prompt of one's own, with a place `{text}`.
     `chunk_tokens`: tokens of a passage at most, and `unit`, of which it holds whole ones: the style's unless given.
-    `max_tokens`: bound on what is written; unless given, as much as `acceptance.length` allows for a full passage. A
+    `max_tokens`: bound on what is written; unless given, as much as the style's `length` allows for a full passage. A
     sentence (line) of more tokens than that, which would be cut off, is not asked for. `temperature`, `top_p`, `seed`:
     how answers are drawn; the first two are Nemotron-CC's. `acceptance`: bounds of checks, over those of the style.
     """
@@ -87,9 +87,13 @@ class Wrap(Asks, Rewriter):
         return load(FAMILY, self.style or self.prompt or "")
 
     @cached_property
+    def _own(self) -> Style:
+        return Style.model_validate(dict(self.asked.settings))
+
+    @cached_property
     def settings(self) -> Style:
         """What holds: the parameters, and where they say nothing, the style."""
-        style = Style.model_validate(dict(self.asked.settings))
+        style = self._own
         own = {name: value for name in ("chunk_tokens", "unit", "max_tokens") if (value := getattr(self, name))}
         bounds = {name: getattr(self.acceptance, name) for name in self.acceptance.model_fields_set}
         return style.model_copy(update={**own, "acceptance": style.acceptance.model_copy(update=bounds)})
@@ -97,7 +101,8 @@ class Wrap(Asks, Rewriter):
     @cached_property
     def sampling(self) -> Sampling:
         held = self.settings
-        longest = held.acceptance.length[1] if held.acceptance.length else 2.0
+        bound = self._own.acceptance.length  # the style's: another check of the answers asks for no other answers
+        longest = bound[1] if bound else 2.0
         most = held.max_tokens or math.ceil(longest * held.chunk_tokens)
         how = {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
         return Sampling.model_validate({"max_tokens": most, **how})

@@ -103,7 +103,7 @@ def real(file: Path) -> dict[str, Any]:
     cut = passages(Batch(pa.record_batch({"text": column})), "lines", TOKENS, words).texts
     outputs, sources = pl.Series(cut), pl.Series(cut[-1:] + cut[:-1])
     left = clean(outputs, sources)
-    before, after = (texts.str.replace_all(r"[\s*]", "") for texts in (outputs, left))
+    before, after = (texts.str.replace_all(r"\s", "") for texts in (outputs, left))
     return {
         "passages": len(cut),
         "refusals": int(refused(left, sources).sum()),

@@ -137,7 +137,7 @@ def clean(
     folder = f"{context.run}/{struct.folder}"
     held = [store.committed(s.sidecar(folder), store.digest(base, s.identity())) for s in splits]
     work = _Work(context, tables, tuple(splits), where, f"{context.run}/scratch/{name}")
-    find = None if all(held) else _finder(work, method)
+    find = None if all(held) and not isinstance(method, Local) else _finder(work, method)
     step = MapSplit(context.run, f"clean:{name}", folder, base, WriteCuts(work, name, find, struct.type))
     records = context.run_splits(f"clean {name}", splits, beam.ParDo(step))
     if not store.is_remote(work.scratch):

@@ -67,9 +67,12 @@ class Prox(Local):
 
     @model_validator(mode="after")
     def _known(self) -> Prox:
-        if (self.model is None) == (self.engine is None) and (self.model or not self.documents):
-            both = "both are" if self.model else "neither is"
-            raise ValueError(f"give a light `model` or an `engine` that writes programs; {both} given")
+        if self.model and self.engine:
+            raise ValueError("give a light `model` or an `engine` that writes programs; both are given")
+        if not (self.model or self.engine or self.documents):
+            raise ValueError("give a light `model`, an `engine` that writes programs or `documents`; none is given")
+        if not self.model and (given := sorted(self.model_fields_set & {"keep", "threshold"})):
+            raise ValueError(f"`{given[0]}` is for the light model, and no `model` is given; leave it out")
         if self._refiner and self.threshold is None and not np.isfinite(self._refiner.threshold(self.keep)):
             known = ", ".join(sorted(self._refiner.thresholds)) or "none"
             raise ValueError(f"the refiner has no threshold for keep {self.keep}; it has {known}")

@@ -37,6 +37,7 @@ def fit(
     held = store.read_json(path)
     if held and held["key"] == key and folder.is_dir() and store.folder_digest(str(folder)) == held["digest"]:
         return {**held, "reused": True}
+    context.computes(f"fit {name}")
     _replace(spec, samples, folder, f"{context.run}/scratch/fit", tables.seed, name)
     seconds = time.perf_counter() - started
     context.seconds[f"fit {name}"] = seconds

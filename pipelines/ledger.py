@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +14,8 @@ import pyarrow.parquet as pq
 from pipelines import store
 from pipelines.shards import Split
 
+PIECES = "pieces:"  # steps that count pieces of documents in, and new documents out
+ASIDE = ("sample:", "inherit:")  # steps that tables leave out: drawn for a fit, or columns taken over from parents
 COUNTS = pa.map_(pa.string(), pa.int64())
 SCHEMA = pa.schema(
     [
@@ -114,17 +117,25 @@ def check(step: str, sent: Iterable[Split], records: Iterable[Record]) -> None:
             )
 
 
-def chain(before: Iterable[Record], after: Iterable[Record]) -> None:
+def chain(
+    before: Iterable[Record],
+    after: Iterable[Record],
+    count: Callable[[Record], int] = attrgetter("rows_out"),
+    what: str = "documents",
+) -> None:
     """What one step let through is what the next one took in, split by split.
+
+    Args:
+        count: how many a step let through, as its record tells. what: these are.
 
     Raises:
         LedgerError: naming the split and both counts.
     """
-    let_through = {(r.source, r.split): r.rows_out for r in before}
+    let_through = {(r.source, r.split): count(r) for r in before}
     for r in after:
         came = let_through.get((r.source, r.split))
         if came != r.rows_in:
-            seen = f"{came} documents were let through before step {r.step}, which saw {r.rows_in}"
+            seen = f"{came} {what} were let through before step {r.step}, which saw {r.rows_in}"
             raise LedgerError(f"{r.source}/{r.split}: {seen}")
 
 
@@ -132,16 +143,22 @@ def born(pieces: Iterable[Record], index: Iterable[Record], source: str) -> None
     """The new documents of a rewriter are all rows of its source, split by split.
 
     Raises:
-        LedgerError: naming the split and both counts. While the source has not been read nothing is compared.
+        LedgerError: naming the split and both counts.
     """
-    rows: Counter[str] = Counter()
+    written = {f"{r.source}/{r.split}": r.rows_out for r in pieces}
+    read: Counter[str] = Counter()
     for r in index:
         if r.source == source:
-            rows[r.shard] += r.rows_in
-    for r in pieces:
-        name = f"{r.source}/{r.split}"
-        if rows and rows[name] != r.rows_out:
-            raise LedgerError(f"{name}: {r.rows_out} new documents of {source} were written, {rows[name]} were read")
+            read[r.shard] += r.rows_in
+    for name in sorted(written.keys() | read.keys()):
+        wrote = written.get(name, 0)
+        if read[name] != wrote:
+            raise LedgerError(f"{name}: {wrote} new documents of {source} were written, {read[name]} were read")
+
+
+def counted_in(steps: Iterable[str]) -> str:
+    """What the steps of a table count."""
+    return "documents, and pieces of them" if any(step.startswith(PIECES) for step in steps) else "documents"
 
 
 def write(path: str, records: Iterable[Record]) -> None:

@@ -164,7 +164,7 @@ def _recipe(run: str):  # type: ignore[no-untyped-def]
 
 
 def older_signatures(run: str, method: Near) -> list[tuple[str, int, str]]:
-    """(path, documents, key) of the signatures of another run.
+    """(path, documents, key) of the signatures of another run, which has none of what it has rewritten.
 
     Raises:
         RecipeError: they are missing, or were made by other parameters or another version of the code.
@@ -173,7 +173,8 @@ def older_signatures(run: str, method: Near) -> list[tuple[str, int, str]]:
     column = method.column()
     plan = Pass.plan(run, recipe.text, recipe.admission, [column])
     result = []
-    for split in shards.splits(shards.from_json(store.read_json(f"{run}/shards.json") or [])):
+    held = shards.from_json(store.read_json(f"{run}/shards.json") or [])
+    for split in shards.splits(s for s in held if s.source in recipe.sources):
         record, key = plan.current(column.folder, split), plan.key(column.folder, split)
         if record is not None:
             result.append((split.sidecar(f"{run}/{column.folder}"), record["rows_out"], key))

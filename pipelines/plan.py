@@ -22,8 +22,19 @@ from pipelines.clean_local import C4Lines, MaskPII
 from pipelines.clean_prox import Prox
 from pipelines.dedupe import FLAGS, Exact
 from pipelines.near import Near
-from pipelines.recipe import CLEANING, MODELS, Recipe, RecipeError, explain, fits_in, is_fit, nearest, with_models
-from pipelines.rewrite import PROVENANCE, pieces_type
+from pipelines.recipe import (
+    CLEANING,
+    MODELS,
+    Recipe,
+    RecipeError,
+    explain,
+    fits_in,
+    is_fit,
+    models_in,
+    nearest,
+    with_models,
+)
+from pipelines.rewrite import new_columns, pieces_type
 from pipelines.score import Column
 from pipelines.select import SELECTION
 from pipelines.semantic import Semantic
@@ -37,6 +48,8 @@ from trainers.tasks import Tasks
 from trainers.weighed import Weighed
 from transforms import rewriters
 from transforms.conversations import is_conversation
+from transforms.generation.ask import engine_named
+from transforms.generation.engine import Engine
 from transforms.rewriters import Rewriter
 
 if TYPE_CHECKING:
@@ -44,7 +57,6 @@ if TYPE_CHECKING:
 
 METHODS: dict[str, Any] = {"exact": Exact, "minhash": Near, "semantic": Semantic}
 CLEAN: dict[str, Any] = {"lines": Lines, "substring": Substring, "c4": C4Lines, "pii": MaskPII, "prox": Prox}
-ENGINES = {"transformers": "transformers", "vllm": "vllm", "openai": "httpx"}  # and what they need
 EXTRAS = {
     "fasttext": "fasttext",
     "httpx": "generation",
@@ -114,13 +126,13 @@ class Plan:
         given = with_models(parameters, self.run)
         if "cache" in kind.model_fields and not store.is_remote(self.run):
             given = {"cache": f"{self.run}/answers.sqlite", **given}
-        _require_engines(field, given)
+        _require_engines(field, kind, given)
         return _made(field, kind, given)
 
     def _waiting(self, field: str, kind: type[BaseModel], given: Mapping[str, Any]) -> Any:
         """The same where a model is still to be fitted: only the names of its parameters are checked."""
         _check_keys(field, given, kind)
-        _require_engines(field, given)
+        _require_engines(field, kind, given)
         return kind.model_construct(**given)
 
     def _fit(self, name: str, parameters: dict[str, Any]) -> Fit:
@@ -229,10 +241,8 @@ class Plan:
             _check_needs(f"rewrite.{name}", rewriter.needs, raw, rewriter.check_column)
         if self.rewriters:
             self._check_rewritable(raw)
-            raw = {**raw, "rewrite": type_text(PROVENANCE)}
-            for name, rewriter in self.rewriters.items():
-                raw |= {field.name: type_text(field.type) for field in rewriter.fields()}
-                known[name] = Struct("", pieces_type(rewriter), "")
+            raw = {**raw, **self._written(raw)}
+            known |= {name: Struct("", pieces_type(rewriter), "") for name, rewriter in self.rewriters.items()}
             late = self._with(shards, raw, known)
         for name, text in self.recipe.select.items():
             _check(f"select.{name}", text, late, operators=True)
@@ -255,6 +265,23 @@ class Plan:
             raise RecipeError(
                 f"rewrite: makes new texts, but column {self.recipe.text!r} holds conversations; give a column of text"
             )
+
+    def _written(self, raw: Mapping[str, str]) -> dict[str, str]:
+        """Columns that only new documents have. Raises RecipeError: one of them would stand for two things."""
+        made: dict[str, tuple[pa.DataType, str]] = {}  # type, and the rewriter that came first
+        for name, rewriter in self.rewriters.items():
+            try:
+                mine = new_columns(rewriter, raw)
+            except ValueError as error:
+                raise RecipeError(f"rewrite.{name}: {error}") from error
+            for column, kind in mine.items():
+                other, first = made.setdefault(column, (kind, name))
+                if other != kind:
+                    raise RecipeError(
+                        f"rewrite.{name}: writes a column {column!r} ({kind}), which {first} writes too ({other}); "
+                        "make one of them in another run"
+                    )
+        return {column: type_text(kind) for column, (kind, _) in made.items()}
 
     def _check_fit(self, name: str, schema: pa.Schema) -> None:
         made = self.fits[name]
@@ -302,14 +329,15 @@ def _require(field: str, package: str | None) -> None:
         raise RecipeError(f"{field}: needs the package {package}; pip install 'corpusmill[{extra}]'")
 
 
-def _require_engines(field: str, given: Mapping[str, Any]) -> None:
-    """Raises RecipeError: an engine that some parameter asks for is not installed."""
+def _require_engines(field: str, kind: type[BaseModel], given: Mapping[str, Any]) -> None:
+    """Raises RecipeError: an engine that some parameter of the class `kind` asks for is not installed."""
     for key, value in given.items():
-        if isinstance(value, Mapping):
-            name = value.get("engine", "transformers")
-            if key == "engine" and isinstance(name, str) and name in ENGINES:
-                _require(f"{field}.{key}", ENGINES[name])
-            _require_engines(f"{field}.{key}", value)
+        inner = models_in(kind.model_fields[key].annotation) if key in kind.model_fields else ()
+        for model in inner if isinstance(value, Mapping) else ():
+            if not issubclass(model, Engine):
+                _require_engines(f"{field}.{key}", model, value)
+            elif engine_named(value) == model.model_fields["engine"].default:
+                _require(f"{field}.{key}", model.package)
 
 
 def _check_tokenizer(path: str) -> None:

@@ -118,6 +118,7 @@ class Recipe(_Strict):
         if self.text.lower() in OWN:
             yield f"text: {self.text!r} is a column that corpusmill adds itself; documents cannot stand there"
         taken = {*OWN, self.text.lower(), *self.dedupe, *self.clean, *(["tokens"] if self.tokenizer else [])}
+        taken |= {REWRITE} if self.rewrite else set()  # the provenance of new documents
         for name in self.score:
             if name.lower() in taken:
                 yield f"score: {name!r} is the name of another column; choose one and give `scorer`"
@@ -348,7 +349,7 @@ def _fields(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     models = [model]
     for part in location:
         fields = [m.model_fields[part] for m in models if part in m.model_fields]
-        inner = [m for field in fields for m in _models_in(field.annotation)]
+        inner = [m for field in fields for m in models_in(field.annotation)]
         models = inner or [m for m in models if part in _tags(m)] or models
     return list(dict.fromkeys(name for m in models for name in m.model_fields))
 
@@ -359,8 +360,9 @@ def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
     return tuple(tag for field in fields for tag in get_args(field.annotation))
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that a field of this type may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):
-        yield from _models_in(part)
+        yield from models_in(part)

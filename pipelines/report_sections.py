@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from pipelines import ledger
 from pipelines import report_charts as charts
 from pipelines.report_data import Facts, Sample, Threshold, around, histograms, largest_clusters, quoted, with_texts
 from pipelines.report_page import Html, Section, details, sample, table, tiles
@@ -52,13 +53,14 @@ def flow(facts: Facts) -> Section | None:
             _mark(s["balanced"]),
         ]
         for step, s in steps.items()
+        if not step.startswith(ledger.ASIDE)
     ]
     headers = ["step", "in", "out", "dropped", "quarantined", "repaired", "splits", "reused", "balances"]
     parts.append(
         table(
             headers,
             rows,
-            "Ledger, in documents: in = out + dropped + quarantined, in every split of every step",
+            f"Ledger, in {ledger.counted_in(steps)}: in = out + dropped + quarantined, in every split of every step",
             long=["dropped", "repaired"],
         )
     )

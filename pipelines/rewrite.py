@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +25,9 @@ import pyarrow.parquet as pq
 from pipelines import progress, shards, store
 from pipelines.code import code_digest
 from pipelines.cuts import CUTS
-from pipelines.ledger import Record
+from pipelines.ledger import PIECES, Record
 from pipelines.reading import tally
+from pipelines.recipe import RecipeError
 from pipelines.shards import Shard, Split
 from pipelines.steps import Context, MapSplit
 from pipelines.tables import Struct, Tables
@@ -50,7 +52,8 @@ PROVENANCE = pa.struct(
     | {"sampling": pa.string()}
     | {name: kind for name, kind in PIECE.items() if name not in ("text", "reason")}
 )
-PIECES = "pieces:"  # step of the ledger that counts pieces in and new documents out
+NOT_CHOSEN = "not chosen"  # documents, which the ledger counts beside what came of the pieces of others
+NO_PIECE = "chosen, no piece"
 MEASURED = ("token_count", "language_score")  # columns of FineWeb that say something of the text that was replaced
 PROMPTS = Path(__file__).parents[1] / "transforms" / "rewriters" / "prompts"
 
@@ -62,15 +65,40 @@ def pieces_type(rewriter: Rewriter) -> pa.StructType:
     return pa.struct([pa.field("accepted", pa.int32()), pa.field("pieces", pa.large_list(piece))])
 
 
+def new_columns(rewriter: Rewriter, there: Mapping[str, str]) -> dict[str, pa.DataType]:
+    """Columns that the rewriter's documents have besides their parents'.
+
+    Args:
+        there: columns of the shards, name -> type as text.
+
+    Raises:
+        ValueError: one of the shards' has the name, so that it would be replaced or have two types.
+    """
+    made = {field.name: field.type for field in rewriter.fields()} | {"rewrite": PROVENANCE}
+    known = {name.lower(): name for name in there}  # SQL knows no upper and lower case
+    for name, kind in made.items():
+        if other := known.get(name.lower()):
+            raise ValueError(
+                f"{rewriter.name} writes a column {name!r} ({kind}), and the shards have {other!r} "
+                f"({shards.type_of(there[other])}); rename or drop that of the shards"
+            )
+    return made
+
+
 def rewrite(
     context: Context, tables: Tables, splits: Sequence[Split], name: str, rewriter: Rewriter, kept: Sequence[str]
 ) -> tuple[Struct, list[Shard]]:
-    """Write the pieces and the new documents of one rewriter; returns its column and the shards of its source.
+    """Write the pieces and the new documents of one rewriter; returns its column and the shards, not yet opened, of its
+    source.
 
     Args:
         name: of the rewriter in the recipe, which is that of its column and of its source.
         kept: columns with a flag `keep` that all hold for what is rewritten, unless the rewriter says `where`.
     """
+    try:
+        new_columns(rewriter, tables.raw)  # of all shards; before the run, some footers were looked at
+    except ValueError as error:
+        raise RecipeError(f"rewrite.{name}: {error}") from error
     where = rewriter.where or " AND ".join([*(f"{flags}.keep" for flags in kept), "NOT holdout"])
     where = f"({where}) AND NOT {tables.emptied()}"
     kind = type(rewriter)
@@ -88,11 +116,8 @@ def rewrite(
     base = store.digest(base, sorted(tables.raw.items()))
     documents = MapSplit(context.run, f"{PIECES}{name}", folder, base, write)
     context.run_splits(f"new documents of {name}", splits, beam.ParDo(documents), copies=True)
-    return struct, [_shard(name, split, folder, tables.text) for split in splits]
-
-
-def _shard(name: str, split: Split, folder: str, text: str) -> Shard:
-    return shards.scan(shards.at(name, f"{split.source}/{split.name}", split.sidecar(folder)), text)
+    with ThreadPoolExecutor(16) as pool:  # remote run folders are slow to answer
+        return struct, list(pool.map(lambda s: shards.at(name, f"{s.source}/{s.name}", s.sidecar(folder)), splits))
 
 
 @dataclass(frozen=True)
@@ -122,12 +147,14 @@ class RewriteSplit:
             found = self._ready.rewrite(Batch(given, text=self.tables.text)) if given.num_rows else []
             check_pieces(self.rewriter, found, given.num_rows)
             counted.update(told(piece.status, piece.reason) for piece in found)
+            silent = given.num_rows - len({piece.document for piece in found})
+            counted.update({NOT_CHOSEN: documents.num_rows - given.num_rows, NO_PIECE: silent})
             step = f"rewrite:{self.name}"
             progress.report(self.tables.run, step, split, documents.num_rows, documents.nbytes, part=True)
             column = self._column(found, np.flatnonzero(here), documents.num_rows)
             made.append(pa.record_batch([documents.column("row"), documents.column("id"), column], schema))
         rows = pa.Table.from_batches(made, schema)
-        repaired = dict(sorted(counted.items()))
+        repaired = dict(sorted((+counted).items()))
         return rows, Record.of("", split, seen, rows.num_rows, repaired=repaired, bytes=split.text_bytes)
 
     def _column(self, pieces: list[Piece], places: np.ndarray, documents: int) -> pa.StructArray:
@@ -142,6 +169,11 @@ class RewriteSplit:
         values = pa.StructArray.from_arrays([pa.array(own[f.name], f.type) for f in piece], fields=list(piece))
         lists = pa.LargeListArray.from_arrays(np.concatenate([[0], np.cumsum(counts)]), values)
         return pa.StructArray.from_arrays([pa.array(accepted.astype(np.int32)), lists], fields=list(kind))
+
+
+def pieces_of(record: Record) -> int:
+    """How many pieces the ledger counts of a split's documents."""
+    return sum(n for what, n in record.repaired.items() if what not in (NOT_CHOSEN, NO_PIECE))
 
 
 def told(status: str, reason: str | None) -> str:
@@ -189,9 +221,8 @@ class WriteDocuments:
     ) -> pa.RecordBatch:
         own = documents.take(pa.array(parent))
         n, text = own.num_rows, self.tables.text
-        chunk = pieces.column("chunk").cast(pa.string())
         ids = [own.column("id"), pa.scalar(self.name, pa.large_string())]
-        ids += [] if self.rewriter.join else [chunk.cast(pa.large_string())]
+        ids += [] if self.rewriter.join else [pieces.column("chunk").cast(pa.large_string())]
         named = {"parent": own.column("id"), "row": own.column("row")}
         constant = {"source": split.source, "shard": split.shard, "name": self.name}
         constant |= {"rewriter": self.rewriter.name, **self.rewriter.provenance()}
@@ -209,7 +240,7 @@ class WriteDocuments:
         return pa.table({"id": pa.array([], pa.large_string()), self.tables.text: pa.array([], pa.large_string())})
 
 
-Found = tuple[tuple[np.ndarray, pa.RecordBatch], Counter[str]]  # place of each parent and its piece; pieces left out
+Sorted = tuple[tuple[np.ndarray, pa.RecordBatch], Counter[str]]  # place of each parent and its piece; pieces left out
 
 
 def _flat(column: pa.StructArray) -> tuple[np.ndarray, pa.RecordBatch]:
@@ -218,7 +249,7 @@ def _flat(column: pa.StructArray) -> tuple[np.ndarray, pa.RecordBatch]:
     return pc.list_parent_indices(lists).to_numpy(), pa.RecordBatch.from_struct_array(lists.flatten())
 
 
-def _accepted(parent: np.ndarray, pieces: pa.RecordBatch) -> Found:
+def _accepted(parent: np.ndarray, pieces: pa.RecordBatch) -> Sorted:
     ok = pc.equal(pieces.column("status"), OK)
     return (parent[ok.to_numpy(zero_copy_only=False)], pieces.filter(ok)), _lost(pieces.filter(pc.invert(ok)))
 
@@ -228,7 +259,7 @@ def _lost(pieces: pa.RecordBatch) -> Counter[str]:
     return Counter(tally(named, OK))
 
 
-def _joined(parent: np.ndarray, pieces: pa.RecordBatch) -> Found:
+def _joined(parent: np.ndarray, pieces: pa.RecordBatch) -> Sorted:
     """Documents all of whose pieces are ok, as one piece each."""
     (whole, some), lost = _accepted(parent, pieces)
     broken = np.isin(whole, parent[~pc.equal(pieces.column("status"), OK).to_numpy(zero_copy_only=False)])

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,16 +23,18 @@ from pipelines.clean import check_size, clean
 from pipelines.code import code_digest
 from pipelines.dedupe import exact
 from pipelines.fit import fit
+from pipelines.ledger import PIECES
 from pipelines.mix import mix
 from pipelines.near import near
 from pipelines.plan import Plan
 from pipelines.recipe import HELDOUT, Recipe, RecipeError
-from pipelines.rewrite import PIECES, inherit, rewrite
+from pipelines.rewrite import inherit, pieces_of, rewrite
+from pipelines.sample import SampleError
 from pipelines.score import Column, Pass, ScoreSplit
 from pipelines.select import cuts, described, select
 from pipelines.semantic import semantic
 from pipelines.shards import Shard, Split
-from pipelines.steps import Context
+from pipelines.steps import Context, StaleError
 from pipelines.tables import Struct, Tables
 
 log = logging.getLogger("corpusmill")
@@ -44,6 +47,7 @@ OWN_FILES = (
     "scan.json",
 )  # what a run killed at its start may leave
 DEDUPE: dict[str, Any] = {"exact": exact, "minhash": near, "semantic": semantic}
+STALE = (StaleError, RecipeError, SampleError)  # what steps say that have something to compute, or cannot
 STEPS = ("score", "dedupe", "clean", "fit", "rewrite", "select", "mix", "train", "report")
 
 
@@ -55,6 +59,7 @@ class Run:
         self.plan = Plan(recipe, folder)
         self.context = Context(folder, options, workers)
         self.shards: list[Shard] = []
+        self.known: dict[tuple[str, int, int], Shard] = {}
         self.splits: list[Split] = []
         self.manifests: dict[str, Any] = {}
         self.fits: dict[str, Any] = {}
@@ -108,29 +113,31 @@ class Run:
             )
 
     def _scan(self, found: list[Shard]) -> None:
-        path = f"{self.folder}/shards.json"
         key = store.digest(self.recipe.text, code_digest("pipelines.shards"))
         same = store.read_json(f"{self.folder}/scan.json") == key
-        before = shards.from_json(store.read_json(path) or []) if same else []
-        held = {(s.path, s.size, s.modified): s for s in before if s.cause is None}  # a failure may have passed
-        known = [
-            replace(held[place], source=s.source, name=s.name)
-            for s in found
-            if (place := (s.path, s.size, s.modified)) in held
-        ]
-        names = {(s.source, s.name) for s in known}
-        new = [s for s in found if (s.source, s.name) not in names]
-        if new:
-            items = self._scanned(new)
-            if len(items) != len(new):
-                raise ledger.LedgerError(f"scan: {len(new)} shards were sent and {len(items)} came back; run again")
-            known += shards.from_json(items)
-        self.shards = sorted(known, key=lambda s: (s.source, s.name))
+        before = shards.from_json(store.read_json(f"{self.folder}/shards.json") or []) if same else []
+        self.known = {_place(s): s for s in before if s.cause is None}  # a failure may have passed
+        self._list(self._opened(found))
         for shard in self.shards:
             if shard.cause:
                 log.warning("quarantined %s: %s", shard.path, shard.cause)
-        store.write_json(path, shards.to_json(self.shards))
         store.write_json(f"{self.folder}/scan.json", key)
+
+    def _opened(self, found: list[Shard]) -> list[Shard]:
+        """The shards as the run before has seen them; those that are new or have changed since are scanned."""
+        known = [replace(self.known[_place(s)], source=s.source, name=s.name) for s in found if _place(s) in self.known]
+        new = [s for s in found if _place(s) not in self.known]
+        if not new:
+            return known
+        items = self._scanned(new)
+        if len(items) != len(new):
+            raise ledger.LedgerError(f"scan: {len(new)} shards were sent and {len(items)} came back; run again")
+        return known + shards.from_json(items)
+
+    def _list(self, found: Iterable[Shard]) -> None:
+        """Write down what the run reads."""
+        self.shards = sorted(found, key=lambda s: (s.source, s.name))
+        store.write_json(f"{self.folder}/shards.json", shards.to_json(self.shards))
 
     def _scanned(self, new: list[Shard]) -> list[dict[str, Any]]:
         scan = partial(_scan, text=self.recipe.text)
@@ -192,22 +199,54 @@ class Run:
 
     def rewrite(self) -> None:
         """New documents, by every rewriter of the recipe; each one's are a source, scored as all others are."""
-        if not self.plan.rewriters:
-            return
-        originals, structs = self.splits, {}
-        new: list[Shard] = []
-        for name in self.plan.rewriters:
-            rewriter = self.plan.rewriter(name)
-            methods = list(self.plan.methods)
-            structs[name], made = rewrite(self.context, self.tables, originals, name, rewriter, methods)
-            new += made
-        self.shards = sorted([*self.shards, *new], key=lambda s: (s.source, s.name))
-        store.write_json(f"{self.folder}/shards.json", shards.to_json(self.shards))
-        self.splits = [*originals, *shards.splits(new)]
+        if self.plan.rewriters:
+            self._take_in({name: self._rewritten(name) for name in self.plan.rewriters})
+
+    def _rewritten(self, name: str) -> tuple[Struct, list[Shard]]:
+        methods = list(self.plan.methods)
+        return rewrite(self.context, self.tables, self.splits, name, self.plan.rewriter(name), methods)
+
+    def _take_in(self, made: dict[str, tuple[Struct, list[Shard]]]) -> None:
+        """Make the new documents of rewriters sources of the run, with scores and their parents' other columns.
+
+        Raises:
+            LedgerError: a shard of them cannot be read.
+        """
+        new = self._opened([shard for _, written in made.values() for shard in written])
+        for shard in new:
+            if shard.cause:
+                cause = f"{shard.path}, which the rewriter {shard.source!r} has written, cannot be read: {shard.cause}"
+                raise ledger.LedgerError(f"{cause}; remove it and run again")
+        self._list([*self.shards, *new])
+        originals = self.splits
+        self.splits = [*originals, *shards.splits(s for s in self.shards if s.source in made)]
+        structs = {name: struct for name, (struct, _) in made.items()}
         self.tables = replace(self.tables, raw=self._columns(), structs={**self.tables.structs, **structs})
         self._score(dict(self.plan.columns), {})
-        inherit(self.context, self.tables, self.splits[len(originals) :], originals)
-        self._score_fitted()
+        inherit(self.context, self.tables, [s for s in self.splits if s.source in made], originals)
+        if self.plan.fitted <= self.tables.structs.keys():
+            self._score_fitted()
+
+    def keep(self, last: str) -> None:
+        """Take in what an earlier run has rewritten, where this one ends with a step before: nothing is computed but
+        the scores of these documents. What is not current is left out until the run comes to it again."""
+        names = self.plan.rewriters if self.splits else ()
+        held = [n for n in names if store.exists(self.splits[0].sidecar(f"{self.folder}/rewritten/{n}"))]
+        if not held:
+            return
+        self.context.frozen = True
+        for step in STEPS[STEPS.index(last) + 1 : STEPS.index("rewrite")]:
+            with suppress(*STALE):  # rewriters may not need it
+                getattr(self, step)()
+        made = {}
+        for name in held:
+            try:
+                made[name] = self._rewritten(name)
+            except STALE:
+                log.warning("what %s has rewritten is not current; it is no source until `rewrite` has run again", name)
+        self.context.frozen = False
+        if made:
+            self._take_in(made)
 
     def select(self) -> None:
         conditions = self.recipe.select
@@ -237,11 +276,16 @@ class Run:
             heldout = f"{self.folder}/mixtures/{HELDOUT}" if HELDOUT in self.manifests else None
             self.trained = train(self.context, self.recipe.train, self.manifests, heldout)
 
+    @property
+    def given(self) -> list[Shard]:
+        """The shards that the recipe names, without those of rewriters."""
+        return [s for s in self.shards if s.source in self.recipe.sources]
+
     def quarantined_share(self) -> float:
         """Share of shards of which something could not be read."""
-        bad = {(s.source, s.name) for s in self.shards if s.cause}
+        bad = {(s.source, s.name) for s in self.given if s.cause}
         bad |= {(r.source, r.shard) for r in self.context.records.get("index", []) if r.quarantined}
-        return len(bad) / len(self.shards)
+        return sum(source in self.recipe.sources for source, _ in bad) / len(self.given)
 
     def balance(self) -> None:
         """What every step let through is what the next one took in.
@@ -255,9 +299,16 @@ class Run:
         sound = [r for r in records["index"] if not r.quarantined]
         for step, mine in records.items():
             if step.startswith(PIECES):  # of documents, which become documents of another source
-                ledger.born(mine, records["index"], step.removeprefix(PIECES))
+                name = step.removeprefix(PIECES)
+                ledger.chain(records[f"rewrite:{name}"], mine, pieces_of, "pieces")
+                ledger.born(mine, records["index"], name)
             elif step != "index":
                 ledger.chain(sound, mine)
+
+
+def _place(shard: Shard) -> tuple[str, int, int]:
+    """What tells a file that has changed."""
+    return shard.path, shard.size, shard.modified
 
 
 def _scan(shard: Shard, text: str) -> list[dict[str, Any]]:
@@ -282,6 +333,9 @@ def run(
         if step == "mix" and not recipe.mix:
             continue
         getattr(job, step)()
+        job.balance()
+    if until in STEPS[: STEPS.index("rewrite")]:
+        job.keep(until)
         job.balance()
     summary = summarise(job)
     if until == "report":

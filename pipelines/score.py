@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
 
-from pipelines import ledger, progress, store
+from pipelines import ledger, progress, store, unfinished
 from pipelines.code import code_digest
 from pipelines.cuts import read_cut
 from pipelines.reading import INDEX, Admission, CorruptSplitError, Read, tally
@@ -61,7 +61,7 @@ class Pass:
         cls, run: str, text: str, admission: Admission, columns: Sequence[Column], cuts: Mapping[str, str] | None = None
     ) -> Pass:
         """`cuts`: folder -> base of the spans that were cut from the text before."""
-        cuts = cuts or {}
+        cuts = {folder: base + unfinished.mark(run, folder) for folder, base in (cuts or {}).items()}
         reading = store.digest(text, admission.model_dump(), code_digest("pipelines.reading"))
         bases = {"index": reading} | {c.folder: store.digest(reading, c.base(), *cuts.values()) for c in columns}
         return cls(run, text, admission, tuple(columns), bases, tuple(cuts))
@@ -80,11 +80,17 @@ class ScoreSplit(beam.DoFn):
         self.plan = plan
         self._ready: set[str] = set()
         self.steps = ["index", *(column.step for column in plan.columns)]
+        self.tried: Collection[str] = ()
+
+    def sidecar(self, step: str, split: Split) -> str:
+        """Path of what a step writes of a split."""
+        folder = next((c.folder for c in self.plan.columns if c.step == step), step)
+        return split.sidecar(f"{self.plan.run}/{folder}")
 
     def _records(self, split: Split) -> dict[str, dict[str, Any] | None]:
-        """What is committed of the split, by folder; None for what is missing."""
+        """What is committed of the split, by folder; None for what is missing or has requests to be made again."""
         folders = ["index", *(c.folder for c in self.plan.columns)]
-        return {folder: self.plan.current(folder, split) for folder in folders}
+        return {folder: unfinished.held(self.plan.current(folder, split), self.tried) for folder in folders}
 
     def held(self, split: Split) -> list[dict[str, Any]] | None:
         """The records of a split of which nothing is missing."""

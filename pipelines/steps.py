@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,12 +13,23 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 
-from pipelines import engine, ledger, progress, store
+from pipelines import engine, ledger, progress, store, unfinished
 from pipelines.ledger import Record
 from pipelines.shards import Split
 
 THREADS = min(4, os.cpu_count() or 1)  # of the launcher; each holds a split
 LIGHT_ROWS = 1_000_000  # of fewer documents sidecars are read in the launcher: worker processes take 2 s to start
+
+
+class StaleError(Exception):
+    """A step has something to compute where only what is committed and current was asked for."""
+
+
+class Every(frozenset[str]):
+    """Holds whatever it is asked for."""
+
+    def __contains__(self, item: object) -> bool:
+        return True
 
 
 @dataclass
@@ -30,6 +41,16 @@ class Context:
     workers: int = 1
     seconds: dict[str, float] = field(default_factory=dict)
     records: dict[str, list[Record]] = field(default_factory=dict)
+    frozen: bool = False  # steps give what is committed and current; where one has to compute something, it is stopped
+
+    def computes(self, label: str) -> None:
+        """Said by a step before it computes anything.
+
+        Raises:
+            StaleError: the run is frozen.
+        """
+        if self.frozen:
+            raise StaleError(f"step {label} is not current")
 
     def graph(
         self, label: str, build: Callable[[beam.Pipeline], beam.PCollection], splits: int, rows: int | None = None
@@ -39,6 +60,7 @@ class Context:
         Args:
             rows: given by graphs that do little for each; with few of them, starting workers would take longer.
         """
+        self.computes(label)
         workers = 1 if rows is not None and rows < LIGHT_ROWS else self.workers
         path = f"{self.run}/collected/{uuid.uuid4().hex}.json"
 
@@ -60,6 +82,7 @@ class Context:
 
         For work that is Arrow's, DuckDB's or the disk's, which threads share as well as processes do.
         """
+        self.computes(label)
         started = time.perf_counter()
         with progress.follow(self.run, label, len(elements)), ThreadPoolExecutor(max(self.workers, THREADS)) as pool:
             try:
@@ -82,13 +105,17 @@ class Context:
         the records of all, step by step. Where nothing is missing, no engine is started.
 
         Args:
-            transform: its DoFn tells by `held(split)` the records of a split that is committed, or None.
+            transform: its DoFn tells by `held(split)` the records of a split that is committed, or None; not of one
+                whose requests failed and may be answered now, unless this run has `tried`.
             text: whether it reads more than sidecars. copies: it reads text only to choose or copy documents.
             Local runs do light work and copies in the launcher.
         """
         if not splits:
-            return []
+            return self.settle([], [], transform.fn.steps)
         self.seconds.setdefault(label, 0.0)
+        before = [r for step in transform.fn.steps for r in self.records.get(step, ())]
+        tried = {r.key for r in before if unfinished.is_unfinished(r.repaired, r.dropped)}
+        transform.fn.tried = Every() if self.frozen else tried
         with ThreadPoolExecutor(16) as pool:  # footers of remote run folders are slow to come
             held = list(pool.map(transform.fn.held, splits))
         items = [item for records in held if records is not None for item in records]
@@ -99,7 +126,16 @@ class Context:
                 items += self.here(label, todo, transform.fn.process)
             else:
                 items += self.graph(label, lambda p: p | "Splits" >> self.deal(todo) | label >> transform, len(todo))
-        return self.settle(splits, [Record(**item) for item in items], transform.fn.steps)
+        records = self.settle(splits, [Record(**item) for item in items], transform.fn.steps)
+        self._note(transform.fn, splits, records)
+        return records
+
+    def _note(self, made_by: Any, splits: Sequence[Split], records: Sequence[Record]) -> None:
+        """Write down whose requests failed and may be answered by the next run."""
+        named = {(s.source, s.name): s for s in splits}
+        paths = [made_by.sidecar(r.step, named[r.source, r.split]).removeprefix(f"{self.run}/") for r in records]
+        open_ = [unfinished.is_unfinished(r.repaired, r.dropped) for r in records]
+        unfinished.note(self.run, dict(zip(paths, open_, strict=True)))
 
     def held(self, step: str, splits: Sequence[Split], folder: str, base: str) -> list[Record] | None:
         """The step's records where the sidecars of all splits are committed and current, else None."""
@@ -115,15 +151,18 @@ class Context:
         Raises:
             LedgerError: a split came back for one of the steps not once, or does not balance.
         """
+        sent = {(s.source, s.name) for s in splits}
         for step in sorted({*steps, *(r.step for r in records)}):
             mine = [r for r in records if r.step == step]
             quarantined = {(r.source, r.split) for r in records if r.quarantined}
             expected = [s for s in splits if (s.source, s.name) not in quarantined or step == "index"]
             ledger.check(step, expected, mine)
-            if all(r.reused for r in mine) and len(mine) == len(self.records.get(step, ())):
+            before = self.records.get(step)
+            aside = [r for r in before or () if r.quarantined and (r.source, r.split) not in sent]
+            if before is not None and len(mine) + len(aside) == len(before) and all(r.reused for r in mine):
                 continue  # a second scoring pass finds the index of the first
-            ledger.write(f"{self.run}/ledger/{step.replace(':', '.')}.parquet", mine)
-            self.records[step] = mine
+            self.records[step] = [*mine, *aside]
+            ledger.write(f"{self.run}/ledger/{step.replace(':', '.')}.parquet", self.records[step])
         return records
 
 
@@ -143,10 +182,16 @@ class MapSplit(beam.DoFn):
     ) -> None:
         self.run, self.step, self.folder, self.base, self.compute = run, step, folder, base, compute
         self.steps = [step]
+        self.tried: Collection[str] = ()
+
+    def sidecar(self, step: str, split: Split) -> str:
+        """Path of what the step writes of a split."""
+        return split.sidecar(self.folder)
 
     def held(self, split: Split) -> list[dict[str, Any]] | None:
-        """The split's record if its sidecar is committed and current."""
-        record = store.committed(split.sidecar(self.folder), store.digest(self.base, split.identity()))
+        """The split's record if its sidecar is committed and current, and no request is to be made again."""
+        made = store.committed(split.sidecar(self.folder), store.digest(self.base, split.identity()))
+        record = unfinished.held(made, self.tried)
         return None if record is None else [{**record, "reused": True}]
 
     def process(self, split: Split) -> Iterator[dict[str, Any]]:

@@ -227,6 +227,14 @@ def remove_temporaries(folder: str) -> int:
     return len(left)
 
 
+def exists(path: str) -> bool:
+    if is_remote(path):
+        from apache_beam.io.filesystems import FileSystems
+
+        return bool(FileSystems.exists(path))
+    return Path(path).exists()
+
+
 def remove(path: str) -> None:
     """Remove a file that may not exist."""
     if is_remote(path):

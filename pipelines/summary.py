@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.compute as pc
 
 from pipelines import ledger, store
+from pipelines.ledger import PIECES
 from pipelines.recipe import HELDOUT
-from pipelines.rewrite import PIECES
 
 if TYPE_CHECKING:
     from pipelines.run import Run
-    from pipelines.shards import Shard
 
 SHARES = ("asked", "epochs", "effective_tokens", "marginal")  # of a source in a mixture
 
@@ -28,12 +27,12 @@ def summarise(job: Run) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "recipe": job.recipe.name,
         "run": job.folder,
-        "documents_in": sum(s.rows for s in _given(job)),
+        "documents_in": sum(s.rows for s in job.given),
         "documents_out": manifest and sum(s["documents"] for s in manifest["sources"].values()),
         "ledger_balanced": _balanced(job),
         "ledger": steps,
         "shards": {
-            "read": sum(s.cause is None for s in job.shards),
+            "read": sum(s.cause is None for s in job.given),
             "quarantined": _quarantined(job),
             "quarantined_share": job.quarantined_share(),
         },
@@ -80,12 +79,7 @@ def _decisive(job: Run, scores: Iterable[str]) -> str:
     """Digest of the shards and the recipe, of its scorers only `scores`: one more changes nothing that is there."""
     recipe = job.recipe.model_dump(mode="json")
     recipe["score"] = {name: recipe["score"].get(name) for name in scores}
-    return store.digest(recipe, [(s.source, s.name, s.digest, s.cause) for s in _given(job)])
-
-
-def _given(job: Run) -> list[Shard]:
-    """The shards that the recipe names, without those of rewriters."""
-    return [shard for shard in job.shards if shard.source in job.recipe.sources]
+    return store.digest(recipe, [(s.source, s.name, s.digest, s.cause) for s in job.given])
 
 
 def _rewrites(steps: dict[str, Any]) -> dict[str, Any]:
@@ -156,13 +150,12 @@ def _ledger_table(steps: dict[str, Any], balanced: bool | None) -> Any:
     from rich.table import Table
 
     state = {True: "balanced", False: "NOT balanced", None: "nothing was read"}[balanced]
-    counted = "documents, and pieces of them" if any(step.startswith(PIECES) for step in steps) else "documents"
-    table = Table(title=f"Ledger, in {counted}: {state}")
+    table = Table(title=f"Ledger, in {ledger.counted_in(steps)}: {state}")
     for name in ("step", "in", "out", "dropped", "quarantined", "splits", "reused"):
         table.add_column(name, no_wrap=name == "step", justify="left" if name in ("step", "dropped") else "right")
     for step, row in steps.items():
-        if step.startswith(("sample:", "inherit:")):
-            continue  # drawn for a fit, or columns that new documents have from their parents: nothing is dropped
+        if step.startswith(ledger.ASIDE):
+            continue
         dropped = ", ".join(f"{reason} {n:,}" for reason, n in row["dropped"].items())
         numbers = [f"{row[k]:,}" for k in ("in", "out", "quarantined", "splits", "reused")]
         table.add_row(step, *numbers[:2], dropped, *numbers[2:])

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines import store
+from pipelines import store, unfinished
 from pipelines.cuts import read_cut
 from pipelines.reading import Admission, Read
 from pipelines.shards import Split, type_of
@@ -74,7 +74,8 @@ class Tables:
         held = [self.holdout.share, self.holdout.method] if self.holdout and "holdout" in names else None
         if self.holdout and held:
             names.add(self.holdout.method)
-        bases = [(name, struct.base) for name, struct in sorted(self.structs.items()) if name in names]
+        structs = [(name, struct) for name, struct in sorted(self.structs.items()) if name in names]
+        bases = [(name, struct.base + unfinished.mark(self.run, struct.folder)) for name, struct in structs]
         return store.digest(self.text, self.admission.model_dump(), self.seed, held, bases)
 
     def read(self, split: Split, columns: list[str] | None = None) -> Iterator[Read]:

@@ -1,6 +1,6 @@
 """DataMan's ratings of documents by a language model: 14 from 1 to 5 and a domain (Peng et al. 2025, arXiv 2502.19363).
 
-The cost is the model's: a prompt of at most about 2,100 tokens and an answer of 29 tokens, of at most 32, for each document.
+The cost is the model's: a prompt of at most about 2,100 tokens and an answer of 29, at most 32, for each document.
 """
 
 from __future__ import annotations

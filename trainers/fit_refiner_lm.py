@@ -114,13 +114,14 @@ class FitRefinerLM(FitRefiner):
             folder = self._tokenizer(batch, labels, known & ~held, Path(scratch))
             tokenizer = load_tokenizer(folder)[0]
             conversations = [*self._conversations(batch, labels, stays, known & ~held, tokenizer, seed)]
-            taught = teach(self.lesson, conversations, out, seed, folder)
+            whole = self._whole(conversations, tokenizer)
+            taught = teach(self.lesson, whole, out, seed, folder)
         self._asked.save(out)
         card = {
             "parameters": self.model_dump(mode="json", exclude={"lesson"}),
             "lesson": self.lesson.model_dump(mode="json"),
             "seed": seed,
-            "taught": taught,
+            "taught": taught | {"answers_too_long": len(conversations) - len(whole)},
             "documents": {"learned": int((known & ~held).sum()), "held out": int((known & held).sum())}
             | {f"left out, {why}": count for why, count in (labels.left_out if labels else {}).items()},
             "holdout": {"by": self.group, **self._measure(out, batch, labels, stays, held & known)},
@@ -170,6 +171,16 @@ class FitRefinerLM(FitRefiner):
             if (stay := stays[page]) is not None:
                 text = first_tokens(batch.text[page].as_py(), tokenizer, asked.document_tokens)
                 yield (*asked.of_document(text), ("assistant", "keep_doc()" if stay else "drop_doc()"))
+
+    def _whole(self, conversations: Sequence[Conversation], tokenizer: Tokenizer) -> list[Conversation]:
+        """Those whose answer, with its end, has at most `output_tokens`: longer ones would be cut off later."""
+        answers = tokenizer.encode_batch([turns[-1][1] for turns in conversations], add_special_tokens=False)
+        sizes, most = [len(found.ids) for found in answers], self._asked.output_tokens
+        if sizes and min(sizes) >= most:
+            raise ValueError(
+                f"prompts.output_tokens: {most}; the shortest program to teach has {min(sizes)}, and an end"
+            )
+        return [turns for turns, size in zip(conversations, sizes, strict=True) if size < most]
 
     def _chunks(
         self,

@@ -61,8 +61,8 @@ class Labels:
 
 class Teacher(ChunkWriter):
     """A large model that writes programs to learn from: `{engine: {engine: vllm, model: FOLDER}}`. `prompts`: unless
-    given, `transforms.program_prompts.SEED`. Pages are left out, and counted, where a request failed, a call cannot be
-    done, or more than `most_removed` of the words would go."""
+    given, `transforms.program_prompts.SEED`. Pages are left out, and counted, where a request failed, an answer was cut
+    off, a call cannot be done, or more than `most_removed` of the words would go."""
 
     prompts: Path | ProgramPrompts | None = SEED
     most_removed: float = Field(default=0.9, gt=0, le=1)

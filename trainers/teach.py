@@ -124,8 +124,21 @@ def teach(
     """
     import torch
 
-    from trainers.train import train
+    _check(conversations)
+    threads = torch.get_num_threads()
+    try:
+        with torch.random.fork_rng(devices=[]), TemporaryDirectory() as scratch:
+            mixture = _mixture(lesson, conversations, Path(scratch), tokenizer)
+            taught = _train(lesson, mixture, Path(scratch), seed)
+            shutil.copytree(Path(scratch) / "run" / "model", out, dirs_exist_ok=True)
+    finally:
+        torch.set_num_threads(threads)
+    if lesson.start is not None:
+        _keep_tokenizer(lesson.start, out)
+    return {"conversations": len(conversations), **taught}
 
+
+def _check(conversations: Sequence[Conversation]) -> None:
     if not conversations:
         raise ValueError("there is nothing to teach: no conversation is given")
     for place, turns in enumerate(conversations):
@@ -133,25 +146,20 @@ def teach(
             raise ValueError(
                 f"conversation {place} does not end with a turn of the assistant's, which is what is learned"
             )
-    threads = torch.get_num_threads()
-    try:
-        with torch.random.fork_rng(devices=[]), TemporaryDirectory() as scratch:
-            mixture = _mixture(lesson, conversations, Path(scratch), tokenizer)
-            config = lesson.config(seed)
-            if lesson.reading:
-                read = Path(scratch) / "read"
-                train(lesson.first(seed), _read_for(mixture, lesson.epochs * lesson.reading), read)
-                config = config.model_copy(update={"start": read / "model"})
-            run = Path(scratch) / "run"
-            result = train(config, mixture, run)
-            data = json.loads((run / "data.json").read_text())
-            shutil.copytree(run / "model", out, dirs_exist_ok=True)
-    finally:
-        torch.set_num_threads(threads)
-    if lesson.start is not None:
-        _keep_tokenizer(lesson.start, out)
+
+
+def _train(lesson: Lesson, mixture: Path, scratch: Path, seed: int) -> dict[str, Any]:
+    """Read, where the lesson says so, and learn, in `scratch/run`; what a card tells of it."""
+    from trainers.train import train
+
+    config, run = lesson.config(seed), scratch / "run"
+    if lesson.reading:
+        read = scratch / "read"
+        train(lesson.first(seed), _read_for(mixture, lesson.epochs * lesson.reading), read)
+        config = config.model_copy(update={"start": read / "model"})
+    result = train(config, mixture, run)
+    data = json.loads((run / "data.json").read_text())
     return {
-        "conversations": len(conversations),
         "left_out": data["documents_dropped"],
         "steps": result.steps,
         "tokens": result.tokens,

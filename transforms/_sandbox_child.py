@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-UNSHARED = 0x20000 | 0x08000000 | 0x04000000 | 0x10000000 | 0x20000000 | 0x40000000  # NEW: NS, IPC, UTS, USER, PID, NET
+NEW_IPC = 0x08000000
+UNSHARED = 0x20000 | NEW_IPC | 0x04000000 | 0x10000000 | 0x20000000 | 0x40000000  # NEW: NS, IPC, UTS, USER, PID, NET
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 36, 38
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE, MNT_DETACH = 1, 2, 4, 0x4000, 0x40000, 2
 AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE, OPEN_TREE_CLONE, MOVE_MOUNT_F_EMPTY_PATH = -100, 0x1000, 0x8000, 1, 4
@@ -170,14 +171,15 @@ def mount_tmpfs(path: str, size: int, mode: str) -> None:
 
 
 def scratch(job: dict[str, Any]) -> str:
-    """An empty folder for one run. What the run before wrote is gone."""
+    """An empty folder for one run. What the run before wrote is gone, shared memory and message queues too."""
     if job["namespaces"]:
+        call(libc.unshare, NEW_IPC)
         call(libc.umount2, SCRATCH, MNT_DETACH)
         mount_tmpfs(SCRATCH, job["file_bytes"], "1777")
         return SCRATCH
     folder = f"{job['folder']}/run"
     remove(folder)
-    os.mkdir(folder)
+    os.makedirs(folder)  # with the folder above, which goes with a process that is not wanted any more
     return folder
 
 

@@ -28,9 +28,12 @@ _MADE = _any(
     "paraphrased?, paraphrasing, rephrased?, rephrasing, reworded, restated, simplified, rewritten, rewrite, new"
 )
 _KIND = _any("text, version, passage, paragraph, article")
+_OFFER = _any("i can, i will, i'll, i'd, i would, let me, happy to, glad to")
+_WORK = _any("do (?:so|that|this|it), be (?:happy|glad), help, assist, try, provide, creat, generat, transform")
+_CHAT = rf"(?:{_TASK}|{_HERE}\b[^\n]{{0,40}}{_TEXT}|{_OFFER}(?: \w+)? {_WORK}|here (?:you go|it is))"  # not the text's
 _BUT = rf"\A(?:{_ASSENT}\b[\s!.,:–—-]*|unfortunately,? |hello[!.,]? |hi[!.,]? )?"
 _OPENINGS = (
-    rf"\A{_ASSENT}[!.,][^\n]{{0,80}}\n+",
+    rf"\A{_ASSENT}[!.,:]+(?:[ \t][^\n]{{0,80}}?{_CHAT}[^\n]{{0,80}})?[ \t]*\n+",
     rf"{_BUT}(?:{_HERE}|{_DONE})\b[^\n]{{0,160}}?(?:{_TASK}|{_TEXT})[^\n]{{0,160}}?:[ \t]*(?:\n+|\z)",
     rf"{_BUT}(?:{_HERE}|{_DONE})\b[^\n:.]{{0,160}}?{_TASK}[^\n:.]{{0,160}}?:[ \t]+",
     rf"\A(?:the |my )?{_MADE}(?: {_KIND})*[ \t]*:\s+",
@@ -61,10 +64,13 @@ _REFUSALS = (
 )
 _REFUSES = rf"{_BUT}(?:{'|'.join(_REFUSALS)})"
 _ANNOUNCED = (
-    rf"\A{_ASSENT}[!.,:]|\A(?:i['’]d|i would) be (?:happy|glad)|\A(?:(?:i['’]m|i am) )?happy to help|"
+    rf"\A{_ASSENT}(?:[!.:]|,[^\n.]{{0,80}}{_CHAT})|"
+    rf"\A(?:i['’]d|i would) be (?:happy|glad)|\A(?:(?:i['’]m|i am) )?happy to help|"
     rf"\A(?:{_HERE}|{_DONE})\b[^\n.]{{0,80}}{_TASK}|"
     rf"\A(?:the|this) (?:given |rewritten )?{_KIND} (?:is|was|has|describe|provide|contain|discuss|explain|tell)"
 )
+_BOLD = r"(^|[^0-9A-Za-z_)\]*\\])\*\*([^\s*](?:[^*\n]*[^\s*])?)\*\*"  # `x**2 + y**2` is none
+_ITALIC = r"(^|[^\w*\\])\*([^\s*](?:[^*\n]*[^\s*])?)\*"
 _QUOTES = (r'\A"([^"]+)"\z', r"\A“([^“”]+)”\z", r"\A«\s*([^«»]+?)\s*»\z", r"\A„([^„“”]+)[“”]\z", r"\A'([^']+)'\z")
 
 
@@ -72,22 +78,24 @@ def clean(outputs: pl.Series, sources: pl.Series) -> pl.Series:
     """The outputs without what was put around them.
 
     A model's thoughts (`<think>…</think>`), a code fence around all, asterisks of emphasis, an announcement ("Sure!
-    Here is a paraphrase:"), a remark at the end ("I hope this helps!") and quotes around all go, in this order.
+    Here is a paraphrase:"), a remark at the end ("I hope this helps!") and quotes around all go, in this order. Fences
+    and asterisks stay where the source has some: then they may be the text's own.
     """
-    text = pl.col("output")
+    text, source = pl.col("output"), pl.col("source")
     frame = pl.DataFrame({"output": outputs, "source": sources}).with_columns(
-        text.str.replace(r"(?s)\A\s*<think>.*?</think>", "")
-        .str.strip_chars()
-        .str.replace(r"(?s)\A```\w*\n(.*?)\n?```\z", "$1")
-        .str.replace_all(r"\*\*([^*\n]+)\*\*", "$1")
-        .str.replace_all(r"(^|[^\w*\\])\*([^\s*](?:[^*\n]*[^\s*])?)\*", "$1$2")
-        .str.strip_chars()
+        text.str.replace(r"(?s)\A\s*<think>.*?</think>", "").str.strip_chars()
     )
+    alone = (text.str.count_matches("```", literal=True) == 2) & ~source.str.contains("```", literal=True)
+    inside = text.str.replace(r"(?s)\A```\w*\n(.*?)\n?```\z", "$1")
+    frame = frame.with_columns(output=pl.when(alone).then(inside).otherwise(text))
+    plain = text.str.replace_all(_BOLD, "$1$2").str.replace_all(_ITALIC, "$1$2")
+    starred = source.str.contains("*", literal=True)
+    frame = frame.with_columns(output=pl.when(starred).then(text).otherwise(plain).str.strip_chars())
     for pattern in (*_OPENINGS, *_REMARKS):
         without = text.str.replace(f"(?i)(?:{pattern})", "").str.strip_chars()
         frame = frame.with_columns(output=pl.when(_own(pattern)).then(without).otherwise(text))
     for pattern in _QUOTES:
-        quoted = pl.col("source").str.strip_chars().str.contains(pattern)
+        quoted = source.str.strip_chars().str.contains(pattern)
         frame = frame.with_columns(output=pl.when(quoted).then(text).otherwise(text.str.replace(pattern, "$1")))
     return frame["output"].str.strip_chars()
 

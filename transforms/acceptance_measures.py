@@ -5,6 +5,8 @@ Cost: about 1 MB/s, most of it for numbers and names; little beside the model th
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -17,16 +19,16 @@ from transforms.batch import Batch
 from transforms.facts import names, numbers, words
 from transforms.folding import Words, folded_words
 from transforms.minhash import roll
+from transforms.sentences import CLOSERS, stops
 
 Format = Literal["qa", "list", "table"]
 GRAM = 5  # words of a run that is compared
 RECITED = 8  # words of the instruction in a row
 CAPITALS = 0.25  # of the different words; texts with more write all nouns so, or headings
 _NGRAMS = 3  # column of `count_repetition`: 5-grams
-_STOPPED = r"(?m)^[^\n]*[.!?…。！？।؟]['\"”’»)\]]*[ \t]*$"  # lines of running text
-_ENDED = r"[.!?…。！？।؟][\"'”’»)\]*_`]*\s*\z"
 _MARKS = r"(?im)^[ \t]*(?:\d{1,3}[.)]|[-*•–]|(?:question|answer|q|a|step)[ \t]*\d*[ \t]*[:.)])[ \t]+"
-_TURN = r"\b(?:question|answer)[ \t]*\d*[ \t]*:|^\W*[qa]\d*[ \t]*[:.)]"
+_TURN = r"\b(?:question|answer)[ \t]*\d*[ \t]*:|^\W*(?:[qa][ \t]*:|[qa]\d+[ \t]*[:.)])"
+_CHOICES = r"(?im)^\W*a[ \t]*:[^\n]*\n\W*b[ \t]*:"  # `A:` before `B:` is no answer
 _ITEM = r"(?m)^[ \t]*(?:[-*•–]|\d{1,3}[.)])[ \t]+\S"
 _RULE = r"(?m)^[ \t]*\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)+\|?[ \t]*$"
 _ROW = r"(?m)^[^|\n]*\|[^\n]*$"
@@ -83,7 +85,8 @@ def facts(sources: pl.Series, outputs: pl.Series) -> dict[str, np.ndarray]:
     output. `invented`: share of those of the output that are not in the source. Numbers of lists and turns do not
     count. A side that writes more than CAPITALS of its words with capitals has no names: they would be its nouns.
     """
-    told, said = sources.str.extract_all(_STOPPED).list.join("\n"), outputs.str.replace_all(_MARKS, "")
+    unmarked, said = (texts.str.replace_all(_MARKS, "") for texts in (sources, outputs))
+    told = unmarked.str.extract_all(_ends()[0]).list.join("\n")
     rows = zip(sources, told, said, strict=True)  # sets of words: no column library compares them
     found = np.array([_facts(*row) for row in rows], np.float64).reshape(-1, 3)
     return dict(zip(("numbers_kept", "names_kept", "invented"), found.T, strict=True))
@@ -107,19 +110,28 @@ def _facts(source: str, told: str, output: str) -> tuple[float, float, float]:
 
 def _present(called: set[str], others: set[str]) -> int:
     """How many of these words stand among others; of those of 5 letters or more the last two may be inflected."""
-    begins = {other[:k] for other in others for k in range(4, len(other) + 1)}
-    return sum(name in others or (len(name) > 4 and name[: max(4, len(name) - 2)] in begins) for name in called)
+    stems = {name: name[: max(4, len(name) - 2)] for name in called if len(name) > 4}
+    begins = {other[:k] for k in set(map(len, stems.values())) for other in others}
+    return sum(name in others or stems.get(name) in begins for name in called)
+
+
+@functools.cache
+def _ends() -> tuple[str, str]:
+    """Patterns of lines of running text, and of the end of a text that is whole: stops of any script, then closers."""
+    end = f"[{re.escape(stops())}][{re.escape(CLOSERS)}`]*"
+    return rf"(?m)^[^\n]*{end}[ \t\r]*$", rf"{end}\s*\z"
 
 
 def ended(texts: pl.Series, any_line: bool = False) -> np.ndarray:
     """bool [texts]: it ends as a sentence does; with `any_line`, one of its lines."""
-    return texts.str.contains(_STOPPED if any_line else _ENDED).to_numpy()
+    return texts.str.contains(_ends()[0 if any_line else 1]).to_numpy()
 
 
 def formed(texts: pl.Series, form: Format) -> np.ndarray:
     """bool [texts]: turns of questions and answers, each with words, from the first word on; a list, where at least
     half of the lines are items and two at least; a table in Markdown with a row of headings and one more."""
     if form == "qa":
+        texts = texts.str.replace_all(_CHOICES, "")
         first_letter = pl.element().str.extract("(?i)([qa])").str.to_lowercase()
         turns = texts.str.extract_all(f"(?im){_TURN}").list.eval(first_letter).list.join("")
         empty = texts.str.contains(rf"(?im)(?:{_TURN})\s*(?:{_TURN}|\z)")

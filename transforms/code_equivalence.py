@@ -22,6 +22,7 @@ from transforms.renaming import renamed
 
 STAGES = ("rename", "modularise", "plan")
 LONGEST = 200_000  # characters of a program that is looked at
+LARGEST = 14_000  # bits of a whole number: Python writes none of more than 4,300 digits, and `ast.dump` raises
 LOADERS = frozenset({"__import__", "compile", "eval", "exec", "globals", "importlib"})
 LAYOUT = (tokenize.COMMENT, tokenize.NL)
 BREAKS = (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)  # whose texts are white space
@@ -32,7 +33,7 @@ _SPACES = re.compile(r"(\s+)")
 
 
 def parsed(source: str) -> ast.Module | None:
-    """The syntax tree, or null where it is no Python program that says anything."""
+    """The syntax tree, or null where it is no Python program that says anything, or has a number above LARGEST."""
     if len(source) > LONGEST:
         return None
     try:
@@ -41,16 +42,19 @@ def parsed(source: str) -> ast.Module | None:
             tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-    return tree if tree.body else None
+    numbers = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, int))
+    return tree if tree.body and all(number.bit_length() <= LARGEST for number in numbers) else None
 
 
-def code_in(answer: str) -> str | None:
+def code_in(answer: str, cut: bool = False) -> str | None:
     """The program in a model's answer: the longest text between two fences, or a fence and the end, that parses. Fences
-    inside of strings do no harm. Without fences, the answer itself where it parses."""
+    inside of strings do no harm. Without fences, the answer itself where it parses. `cut`: the answer breaks off, so
+    that what no fence ends is not whole."""
     answer = answer.rpartition("</think>")[2].replace("\r\n", "\n")
     fences = list(_FENCE.finditer(answer))[:20]
-    ends = [fence.start() for fence in fences] + [len(answer)]
-    spans = [(fence.end() + 1, end) for fence in fences for end in ends if end > fence.end()] or [(0, len(answer))]
+    ends = [fence.start() for fence in fences] + ([] if cut else [len(answer)])
+    spans = [(fence.end() + 1, end) for fence in fences for end in ends if end > fence.end()]
+    spans = spans or ([] if cut else [(0, len(answer))])
     for start, end in sorted(spans, key=lambda span: span[0] - span[1]):
         code = _dedented(answer[start:end])
         if parsed(code) is not None:
@@ -100,8 +104,12 @@ def functions(tree: ast.Module) -> int:
 
 
 def top_names(tree: ast.Module) -> set[str]:
-    """Functions and classes at the top of a module."""
-    return {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    """Functions, classes and variables at the top of a module."""
+    defined = {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    targets = [target for n in tree.body if isinstance(n, ast.Assign) for target in n.targets]
+    targets += [n.target for n in tree.body if isinstance(n, ast.AnnAssign)]
+    assigned = (node for target in targets for node in ast.walk(target) if isinstance(node, ast.Name))
+    return defined | {node.id for node in assigned if isinstance(node.ctx, ast.Store)}
 
 
 def _rename(old: str, new: str, before: ast.Module, after: ast.Module) -> str | None:
@@ -127,9 +135,9 @@ def _plan(old: str, new: str, before: ast.Module, after: ast.Module) -> str | No
 def _split(source: str, tree: ast.Module) -> tuple[str, list[str], list[str]]:
     """What stands before the first statement (comments, docstring), the tokens from there on, and comments among them.
 
-    What an indent is made of, line breaks within brackets and blank lines count for nothing.
+    What an indent or a line break is made of, line breaks within brackets and blank lines count for nothing.
     """
-    tokens, place = list(tokenize.generate_tokens(io.StringIO(source).readline)), 0
+    tokens, place = list(tokenize.generate_tokens(io.StringIO(source, newline=None).readline)), 0
     documented = ast.get_docstring(tree, clean=False) is not None
     while tokens[place].type in LAYOUT or (documented and tokens[place].type in (tokenize.STRING, tokenize.NEWLINE)):
         documented &= tokens[place].type != tokenize.NEWLINE

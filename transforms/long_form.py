@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import pairwise
+from functools import partial
+from itertools import pairwise, takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +20,11 @@ _BULLET = re.compile(r"[-*+•–]\s")
 _NUMBER = re.compile(
     r"(?:(?:paragraph|step|section|part|chapter)\s*\d+\b|\d{1,3}(?:[.):]|\s+[–—-]))[\s.):–—-]*(?!\d)", re.I
 )
+_PART = re.compile(r"[-*+•–]\s|(?:\d{1,3}(?:\.\d{1,3})+[.)]?|[a-z][.)])\s", re.I)  # of an item: a bullet, `1.2`, `a)`
 _COUNT = r"(\d[\d,]{0,8})(?:\s*(?:-|–|—|to)\s*(\d[\d,]{0,8}))?"
-_LABELLED = re.compile(rf"\bwords?(?:\s+count)?\s*(?::|=|\bof\b|\bis\b)\s*[^\d\n]{{0,20}}{_COUNT}", re.I)
+_LABELLED = re.compile(  # a number before the label is the count: `200 words: describe 3 causes`
+    rf"(?<!\d)(?<!\d[\s-])\bwords?\s*(?:[:=]|\bis\b|count\s*(?:[:=]|\bis\b|\bof\b))\s*[^\d\n]{{0,20}}{_COUNT}", re.I
+)
 _COUNTED = re.compile(rf"{_COUNT}\s*-?\s*(?:words?\b|字)", re.I)
 _TOTAL = re.compile(r"\W*(?:in\s+)?total\b", re.I)
 
@@ -36,7 +40,8 @@ def read_plan(answer: str) -> list[Step]:
     """The paragraphs of a plan, in order.
 
     An item begins at each numbered line; where no line is numbered, at each bullet; else each line is one. What stands
-    before the first item is no part of the plan; of ranges of words the middle counts.
+    before the first item is no part of the plan; of ranges of words the middle counts. Where only parts of an item,
+    indented or with bullets, have numbers of words, these are added up.
 
     Raises:
         ValueError: `no plan`: there is no item with a number of words. `no word count`: some item has none.
@@ -57,7 +62,7 @@ def _begins(lines: list[str]) -> list[int]:
     numbered = [i for i, line in enumerate(lines) if _NUMBER.match(_plain(line))]
     bulleted = [i for i, line in enumerate(lines) if _BULLET.match(line.lstrip())]
     if found := numbered or bulleted:
-        indents = {i: len(lines[i]) - len(lines[i].lstrip()) for i in found}
+        indents = {i: _indent(lines[i]) for i in found}
         return [i for i in found if indents[i] == min(indents.values())]
     return [i for i, line in enumerate(lines) if _words(line) and not line.rstrip().endswith(":")]
 
@@ -68,12 +73,26 @@ def _plain(line: str) -> str:
 
 
 def _step(lines: list[str]) -> Step | None:
-    """An item up to the line with its number of words; null where there is none."""
-    for last, line in enumerate(lines):
-        if words := _words(line):
-            text = " ".join(" ".join(map(_plain, lines[: last + 1])).split())
-            return Step(_NUMBER.sub("", text, count=1) if _NUMBER.match(text) else text, words)
-    return None
+    """An item up to the line with its number of words, and what is indented or has bullets below that; null where there
+    is no such line."""
+    counts = [_words(line) for line in lines]
+    first = next((i for i, count in enumerate(counts) if count), None)
+    if first is None:
+        return None
+    kept = lines[: first + 1] + list(takewhile(partial(_below, lines[0]), lines[first + 1 :]))
+    text = " ".join(" ".join(map(_plain, kept)).split())
+    words = sum(counts[: len(kept)]) if first and _below(lines[0], lines[first]) else counts[first]
+    return Step(_NUMBER.sub("", text, count=1) if _NUMBER.match(text) else text, words)
+
+
+def _below(head: str, line: str) -> bool:
+    """Whether a line belongs to the item that begins with `head`: it is a part, or indented more; and no total."""
+    part = _PART.match(line.lstrip()) or _indent(line) > _indent(head)
+    return bool(part) and not _TOTAL.match(_plain(line))
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
 
 
 def _words(line: str) -> int:

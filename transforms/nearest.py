@@ -126,7 +126,8 @@ def grams(texts: pa.LargeStringArray) -> Grams:
 def sorted_texts(texts: pa.Array, ids: pa.Array | None = None) -> pa.Table:
     """`text` and `id` of unique texts by text, white space around them removed and blank ones left out.
 
-    texts, ids: strings. Of texts that stand several times the lowest id is kept; without ids they are null.
+    texts, ids: strings. Of the ids of a text that stands several times the first in the order of strings is kept, "10"
+    before "9"; without ids they are null.
     """
     given = pc.utf8_trim_whitespace(texts.cast(pa.large_string()))
     named = pa.nulls(len(given), pa.large_string()) if ids is None else ids.cast(pa.large_string())

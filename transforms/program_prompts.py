@@ -71,7 +71,7 @@ class ProgramPrompts(Parameters):
 
     def save(self, folder: Path) -> None:
         """Write FILE."""
-        text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+        text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)
         (folder / FILE).write_text(text, encoding="utf-8")
 
 

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 LETTERS = 16  # characters looked at for each token that is allowed: of more the library would hold 130 bytes each
-NO_PROGRAM, LONG_LINE = "no program", "line too long"
+NO_PROGRAM, LONG_LINE, CUT_OFF = "no program", "line too long", "cut off"
 
 
 class Written(NamedTuple):
     """Programs of chunks, empty where there is none, and what they do. `failures`: (document, why), one for each chunk
-    without a program and each line that no chunk holds."""
+    without a program, each program that was cut off (its whole calls are done), and each line that no chunk holds."""
 
     chunks: Chunks
     programs: list[str]
@@ -86,7 +86,7 @@ class ChunkWriter(Refines):
         texts = (numbered(shown[d][a : b + 1]) for d, a, b in _rows(chunks))
         answers = self._replies([self.asked.of_chunk(text) for text in texts])
         for document, answer in zip(chunks.document.tolist(), answers, strict=True):
-            if reason := _failure(answer):
+            if reason := _failure(answer, whole=True):
                 failures.append((document, reason))
         programs = [answer.text for answer in answers]
         return Written(chunks, programs, read_programs(batch, chunks, programs), failures)
@@ -116,7 +116,7 @@ class DocumentJudge(Refines):
         most = self.asked.document_tokens
         texts = [first_tokens(text, self.counter, most) for text in batch.text.to_pylist()]
         answers = self._replies([self.asked.of_document(text) for text in texts])
-        failures = [(d, reason) for d, answer in enumerate(answers) if (reason := _failure(answer))]
+        failures = [(d, reason) for d, answer in enumerate(answers) if (reason := _failure(answer, whole=False))]
         return Judged(np.array([parse(answer.text).drop for answer in answers], bool), failures)
 
 
@@ -127,10 +127,14 @@ def first_tokens(text: str, tokenizer: Tokenizer, most: int) -> str:
     return text if len(found.ids) <= most else text[: found.offsets[most - 1][1]]
 
 
-def _failure(answer: Answer) -> str | None:
+def _failure(answer: Answer, whole: bool) -> str | None:
+    """Why an answer has no call, or, where the `whole` of it is wanted, not all of them."""
     if answer.error is not None:
         return answer.error.partition(":")[0]
-    return None if has_call(answer.text) else NO_PROGRAM
+    cut = answer.finish_reason == "length"
+    if has_call(answer.text) and not (cut and whole):
+        return None
+    return CUT_OFF if cut else NO_PROGRAM
 
 
 def _rows(chunks: Chunks) -> Iterator[tuple[int, int, int]]:

@@ -118,14 +118,15 @@ def parse(program: str) -> Program:
     replace: list[tuple[str, str]] = []
     errors = calls = 0
     for line in program.split("\n"):
-        name = next((name for name in CALLS if line.startswith(name, len(line) - len(line.lstrip(" \t")))), None)
-        if name is None or name in NO_CHANGE:
+        text = line.lstrip(" \t")
+        if not text.startswith(CALLS) or text.startswith(NO_CHANGE):
             continue
+        name = next(name for name in CALLS if text.startswith(name))
         calls += 1
         if calls > MOST_CALLS:
             errors += 1
             break
-        arguments = _arguments(line, name) if len(line) <= MOST_CHARACTERS else None
+        arguments = _arguments(text, name) if len(line) <= MOST_CHARACTERS else None
         match name, arguments:
             case "drop_doc", []:
                 drop = True
@@ -155,7 +156,7 @@ def _one_line(source: str, target: str) -> bool:
 def _arguments(line: str, name: str) -> list[tuple[str, int | str | bool]] | None:
     """Keyword (or "") and value of each argument of a call, None if this is none. First and second may be swapped by
     their keywords; other names do not matter."""
-    tokens = _TOKEN.finditer(line, len(line) - len(line.lstrip(" \t")) + len(name))
+    tokens = _TOKEN.finditer(line, len(name))
     found: list[tuple[str, int | str | bool]] = []
     keyword, expected = "", "("
     for token in tokens:

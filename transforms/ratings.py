@@ -51,7 +51,7 @@ DOMAINS = dict(
 LINES, LETTER, DIGIT = "wrong number of lines", "no letter of a domain", "no digit from 1 to 5"
 SCORES, LETTERS, MISSING = "not 14 scores in order", "not one domain", "N/A among the scores"
 REASONED = 4096  # tokens of an answer that reasons first, as the paper's teacher has
-_SCORE = re.compile(r"\[(\d{1,2})\][^\n:：]{0,100}[:：][\s*_]*(\d+(?:\.\d+)?)[\s*_]*/[\s*_]*5(?![\d.])")
+_SCORE = re.compile(r"\[(\d{1,2})\][^\n:：]{0,100}[:：][\s*_]*(\d+(?:\.\d+)?)[\s*_]*/[\s*_]*5(?!\d|\.\d)")
 _DOMAIN = re.compile(r"\[\s*([A-Z])\s*\]")
 _NONE = re.compile(r"[:：*]\s*N/A")
 
@@ -185,7 +185,7 @@ class Prompts(Parameters):
 
     def save(self, file: Path) -> None:
         """Write a file that `read_prompts` reads."""
-        file.write_text(yaml.safe_dump(self.model_dump(mode="json"), allow_unicode=True, sort_keys=False, width=1000))
+        file.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=1000))
 
 
 def read_prompts(file: Path) -> Prompts:

@@ -16,6 +16,7 @@ import contextlib
 import marshal
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -43,6 +44,8 @@ ADVICE = (
     "network, set isolation: limits"
 )
 PATIENCE, GRACE = 20.0, 5.0  # seconds that a child may take besides the runs in it, and to end
+ANSWER = re.compile(rb"(?:ready|done|started [1-9]\d{0,8}|ended -?\d+ \d+(?:\.\d+)?(?:e-\d+)? \d+ \d+ [a-z ]*)\n")
+LONGEST = 200  # bytes of an answer's line
 LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/dev/null", "/dev/urandom")
 
 
@@ -180,21 +183,23 @@ class Child:
         process = self._process or self._start()
         cpu = max(1, math.ceil(min(program.cpu_seconds, self.limits.cpu_seconds)))
         given = {"source": _encoded(program.source), "inputs": [_encoded(stdin) for stdin in program.inputs]}
-        started, runs = 0, list[Run]()
-        with _bounded(process, len(program.inputs) * (self.limits.wall_seconds + 1)):
+        started, runs, wanted = 0, list[Run](), len(program.inputs)
+        with _bounded(process, wanted * (self.limits.wall_seconds + 1)):
             _send(process, {**given, "cpu_seconds": cpu})
-            while (answer := _answer(process)) is not None:
+            while (answer := self._answer(process)) is not None:
                 (word, *words), parts = answer
-                if word == "done":
-                    return runs
                 if word == "started":
                     started = int(words[0])
-                else:
+                elif word == "ended" and len(runs) < wanted:
                     runs.append(_read(words, parts, cpu))
+                elif word == "done" and (len(runs) == wanted or (runs and runs[-1].status != OK)):
+                    return runs
+                else:
+                    break  # who says that?
         self._end()
         if started:
             _kill_group(started)
-        return [*runs, Run(LOST)]
+        return [*runs[: wanted - 1], Run(LOST)]
 
     def _start(self) -> subprocess.Popen[bytes]:
         command, pipe = [self.job["python"], "-I", "-S", _sandbox_child.__file__], subprocess.PIPE
@@ -202,11 +207,25 @@ class Child:
         self._process = process
         with _bounded(process, 0):
             _send(process, {**self.job, "folder": self.folder})
-            if _answer(process) is None:
+            if self._answer(process) is None:
                 assert process.stderr
                 error = process.stderr.read(4096).decode(errors="replace").strip()
                 raise SandboxUnavailable(f"programs cannot be isolated here: {error}. {ADVICE}")
         return process
+
+    def _answer(self, process: subprocess.Popen[bytes]) -> tuple[list[str], list[bytes]] | None:
+        """Words of the next answer and the parts of which it says the lengths, or null: it is gone, or what comes is no
+        answer, as without namespaces a program may write in its place."""
+        assert process.stdout
+        line = process.stdout.readline(LONGEST)
+        if not ANSWER.fullmatch(line):
+            return None
+        words = line.decode().strip().split(" ", 5)
+        lengths = [int(word) for word in words[3:5]]
+        if any(length > max(self.limits.output_bytes, _sandbox_child.ERRORS) for length in lengths):
+            return None
+        parts = [process.stdout.read(length) for length in lengths]
+        return (words, parts) if [len(part) for part in parts] == lengths else None
 
     def _end(self) -> None:
         """Close its standard input, at which it ends all that runs, and itself."""
@@ -243,16 +262,6 @@ def _send(process: subprocess.Popen[bytes], what: dict[str, Any]) -> None:
         process.stdin.flush()
 
 
-def _answer(process: subprocess.Popen[bytes]) -> tuple[list[str], list[bytes]] | None:
-    """Words of the next answer and the parts of which it says the lengths, or null: it is gone."""
-    assert process.stdout
-    line = process.stdout.readline()
-    words = line.decode().strip().split(" ", 5)
-    lengths = [int(word) for word in words[3:5]]
-    parts = [process.stdout.read(length) for length in lengths]
-    return (words, parts) if line.endswith(b"\n") and [len(part) for part in parts] == lengths else None
-
-
 def _encoded(text: str) -> bytes:
     return text.encode(errors="replace")  # lone surrogates
 
@@ -275,5 +284,5 @@ def _status(code: int, spent: bool, error: str) -> str:
 
 
 def _kill_group(leader: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)

@@ -30,7 +30,8 @@ from transforms.text import decode, flags_at, flags_before, hash_bytes, hash_wor
 OPEN, CLOSE, STOP, DOT, STRONG = 128, 256, 512, 1024, 2048  # bits of `marks`, beside those of `classes`
 # Of quotes only corner brackets and the like say which end they stand at.
 OPENERS = "".join(q for q in QUOTES if unicodedata.category(q) != "Pe") + "([{（［｛〖¿¡*_-–—•·#>|"
-CLOSERS = "".join(q for q in QUOTES if unicodedata.category(q) != "Ps") + ")]}）］｝〗*_"
+# Variation selectors, as of an emoji in place of a mark, belong to what they follow.
+CLOSERS = "".join(q for q in QUOTES if unicodedata.category(q) != "Ps") + ")]}）］｝〗*_\ufe0e\ufe0f"
 DOTS, ELLIPSIS = ".․﹒．", "…"  # full stops: they stand in abbreviations and numbers too
 NARROWEST, WIDEST = 40, 120  # characters of the longest line of a paragraph that is wrapped
 NEVER, NUMBERED, UNSURE, STARTS = 1, 2, 4, 8  # kinds of words
@@ -77,6 +78,12 @@ def marks() -> np.ndarray:
     table[[ord(c) for c in DOTS]] &= np.uint16(~STRONG & 0xFFFF)
     table.flags.writeable = False
     return table
+
+
+@functools.cache
+def stops() -> str:
+    """The characters that end sentences."""
+    return "".join(map(chr, np.flatnonzero(marks() & STOP)))
 
 
 @functools.cache

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 from pipelines import shards, store
 from pipelines.cli import app
+from sql.views import query
 
 ROOT = Path(store.__file__).parents[1]
 Go = Callable[..., tuple[int, dict[str, Any], str]]
@@ -427,3 +428,28 @@ def test_half_written_files_are_never_read_as_whole(tmp_path: Path, go: Go, reci
         "select": 2,
         "mix:all": 1,
     }
+
+
+def test_where_nothing_can_be_read_the_ledger_tells_of_no_run_before(
+    tmp_path: Path, go: Go, recipe_of: Callable[..., Any]
+) -> None:
+    write(tmp_path / "in" / "a.parquet", {"text": PROSE}, group=10)
+    recipe = recipe_of({"s": f"{tmp_path}/in/*.parquet"}, quarantine=1.0)
+    go(recipe, until="select")
+    corrupt(tmp_path / "in" / "a.parquet", "text")
+    go(recipe, until="select")
+    told = query(str(tmp_path / "run"), 'SELECT step, "in", quarantined FROM ledger').to_pylist()
+    assert told == [{"step": "index", "in": 40, "quarantined": 40}]
+
+
+def test_what_a_first_pass_sets_aside_a_second_one_does_not_forget(
+    tmp_path: Path, go: Go, recipe_of: Callable[..., Any]
+) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / "in" / f"{name}.parquet", {"text": PROSE}, group=10)
+    corrupt(tmp_path / "in" / "b.parquet", "text")
+    fit = {"words": {"method": "tokenizer", "vocabulary": 300, "megabytes": 0.01}}
+    code, summary, words = go(recipe_of({"s": f"{tmp_path}/in/*.parquet"}, fit=fit, tokenizer="fit:words"), until="fit")
+    assert code == 3 and "50.0% of the shards could not be read whole" in words
+    index = summary["ledger"]["index"]
+    assert (index["in"], index["out"], index["quarantined"]) == (80, 40, 40)

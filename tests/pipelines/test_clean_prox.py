@@ -152,7 +152,7 @@ def test_beside_other_methods(folder: Path, toy_tokenizer: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("prox", "message"),
     [
-        ({}, "give a light `model` or an `engine` that writes programs; neither is given"),
+        ({}, "give a light `model`, an `engine` that writes programs or `documents`; none is given"),
         ({"model": "nowhere"}, "clean.prox.model: no refiner at nowhere"),
         ({"model": "fit:nose"}, "clean.prox.model: 'fit:nose' is not under fit; did you mean 'noise'"),
         ({"model": "fit:terms"}, "makes a model for safety, not for prox"),

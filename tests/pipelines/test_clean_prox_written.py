@@ -52,7 +52,7 @@ def reply(prompt: str) -> tuple[str, str]:
 
 
 def asking(server: ToyServer, **more: Any) -> dict[str, Any]:
-    return {"engine": "openai", "base_url": server.url, "model": "toy", "tries": 1, "timeout": 0.5, **more}
+    return {"engine": "openai", "base_url": server.url, "model": "toy", "tries": 1, **more}
 
 
 def recipe(folder: Path, made: Path, **prox: Any) -> dict[str, Any]:
@@ -107,7 +107,8 @@ def test_what_fails_leaves_pages_as_they_are(folder: Path, toy_tokenizer: Path, 
     with ToyServer(reply=badly) as server:
         lines = texts[3].split("\n")
         server.script["\n".join(["[doc]", *(f"[{i:03d}]{line}" for i, line in enumerate(lines)), "[/doc]"])] = [HANG]
-        given = recipe(folder, toy_tokenizer, engine=asking(server), prompts={"chunk_tokens": 4000})
+        engine = asking(server, timeout=3)
+        given = recipe(folder, toy_tokenizer, engine=engine, prompts={"chunk_tokens": 4000})
         summary = run(parse(given), str(tmp_path))
         asked = len(server.seen)
         left = mixed(tmp_path)
@@ -118,11 +119,12 @@ def test_what_fails_leaves_pages_as_they_are(folder: Path, toy_tokenizer: Path, 
         found = {row["id"]: row["prox"] for row in rows(tmp_path / "cuts" / "prox")}
         assert found["00003"]["failures"] == ["chunk: timed out"] and found["00005"]["errors"] == 2
         assert not found["00006"]["failures"] and found["00006"]["status"] == "refined"
-        for sidecar in (tmp_path / "cuts").rglob("*.parquet"):
-            sidecar.unlink()
         summary = run(parse(given), str(tmp_path))
         assert len(server.seen) == asked + 1, "what timed out alone is asked again"
         assert "chunk: timed out" not in summary["ledger"]["clean:prox"]["repaired"]
+        assert mixed(tmp_path)["00003"] == refined(CORPUS[3]), "what is made of the text is made again"
+        summary = run(parse(given), str(tmp_path))
+        assert len(server.seen) == asked + 1 and summary["ledger"]["clean:prox"]["reused"] == 2
 
 
 def test_a_killed_run_asks_again_for_what_was_under_way_and_nothing_else(
@@ -156,7 +158,7 @@ def test_the_light_refiner_or_none_beside_a_judge(folder: Path, toy_tokenizer: P
 def test_a_model_of_the_same_run_writes_the_programs(folder: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
     size = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
     fit = {"method": "refiner_lm", "program": "program", "group": "id", "draws": 1}
-    fit |= {"prompts": {"chunk_tokens": 100, "output_tokens": 16, "line": 20}}
+    fit |= {"prompts": {"chunk_tokens": 80, "output_tokens": 96, "line": 20}}
     fit |= {"lesson": {"vocabulary": 300, "train": {"tokens": 500, "row_length": 256, "model": size}}}
     given = recipe(folder, toy_tokenizer) | {"fit": {"writer": fit}}
     given["clean"] = {"prox": {"engine": {"engine": "transformers", "model": "fit:writer"}}}
@@ -181,6 +183,12 @@ def test_a_model_of_the_same_run_writes_the_programs(folder: Path, toy_tokenizer
          "clean.prox.model: no refiner at nowhere"),
         ({"documents": {"engine": "openai", "base_url": "http://localhost:1/v1", "model": "m"},
           "prompts": {"document": "Stay?"}}, "{text} 0 times"),
+        ({"engine": {"engine": "openai", "base_url": "http://localhost:1/v1", "model": "m"}, "keep": 0.9},
+         "`keep` is for the light model, and no `model` is given"),
+        ({"documents": {"engine": "openai", "base_url": "http://localhost:1/v1", "model": "m"}, "threshold": 0.5},
+         "`threshold` is for the light model, and no `model` is given"),
+        ({"documents": {"engine": "vllm", "model": "/gone"}},
+         "clean.prox.documents: needs the package vllm; pip install 'corpusmill[vllm]'"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_before_any_work(

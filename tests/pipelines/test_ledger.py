@@ -51,6 +51,20 @@ def test_steps_must_join() -> None:
         ledger.chain(records()[:2], records("y", a={"rows_in": 8}, b={"rows_in": 8}, c={"rows_in": 8}))
 
 
+def test_pieces_must_join() -> None:
+    made, seen = records("rewrite:x"), records("pieces:x", a={"rows_in": 1}, b={"rows_in": 2}, c={"rows_in": 1})
+    with pytest.raises(LedgerError, match="s/b: 1 pieces were let through before step pieces:x, which saw 2"):
+        ledger.chain(made, seen, lambda r: r.repaired["nul"], "pieces")
+
+
+@pytest.mark.parametrize(("index", "words"), [([], "3 .* were written, 0 were read"), ([5, 4], "0 .* written, 4 were")])
+def test_new_documents_are_compared_whatever_is_read(index: list[int], words: str) -> None:
+    pieces = [Record("pieces:x", "web", "0", "0", 5, 3, {"rejected: a": 2})] * (not index)
+    read = [Record("index", "x", f"web/{n}", f"web/{n}", n, n) for n in index]
+    with pytest.raises(LedgerError, match=words):
+        ledger.born(pieces, read, "x")
+
+
 def test_totals_and_file(tmp_path: Path) -> None:
     made = records(a={"reused": True, "cause": "bad", "detail": {"tokens": 3}})
     total = ledger.totals(made)

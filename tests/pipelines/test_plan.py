@@ -178,11 +178,14 @@ def test_a_missing_package_is_named_with_its_extra(
     folder: Path, toy_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("fasttext", "torch") else find(name))
-    fit = {"f": {"method": "fasttext", "positives": "true"}}
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in ("fasttext", "httpx", "torch") else find(name)
+    )
+    fit, server = {"f": {"method": "fasttext", "positives": "true"}}, {"engine": "openai", "model": "m"}
     for changes, line in [
         ({"fit": fit}, "fit.f: needs the package fasttext; pip install 'corpusmill[fasttext]'"),
         ({"fit": fit, "score": {"f": {"scorer": "fasttext", "model": "fit:f"}}}, "needs the package fasttext"),
+        ({"clean": {"prox": {"documents": server}}}, "clean.prox.documents: needs the package httpx; pip install"),
         ({"train": {"mixtures": ["all"]}}, r"train: needs the package torch; pip install 'corpusmill[trainer]'"),
     ]:
         with pytest.raises(RecipeError) as error:

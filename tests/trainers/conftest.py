@@ -12,9 +12,27 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END = "<|endoftext|>"
 WORDS = [
-    "the", "a", "one", "red", "blue", "old", "new", "cat", "dog",
-    "tree", "stone", "river", "sees", "takes",
-    "finds", "wants", "keeps", "and", "then", "near", "under",
+    "the",
+    "a",
+    "one",
+    "red",
+    "blue",
+    "old",
+    "new",
+    "cat",
+    "dog",
+    "tree",
+    "stone",
+    "river",
+    "sees",
+    "takes",
+    "finds",
+    "wants",
+    "keeps",
+    "and",
+    "then",
+    "near",
+    "under",
 ]
 
 

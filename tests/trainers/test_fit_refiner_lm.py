@@ -86,6 +86,15 @@ def test_equal_samples_give_equal_bytes(tmp_path: Path) -> None:
     assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in files)
 
 
+def test_programs_that_would_be_cut_off_are_not_taught(tmp_path: Path) -> None:
+    cards = [
+        fit(program="p", prompts=PROMPTS | {"output_tokens": most}).fit(sample(60), tmp_path / str(most), 5)["taught"]
+        for most in (64, 40)
+    ]
+    assert cards[0]["answers_too_long"] == 0 and 0 < cards[1]["answers_too_long"] < cards[0]["conversations"]
+    assert cards[1]["conversations"] == cards[0]["conversations"] - cards[1]["answers_too_long"]
+
+
 def test_chunks_begin_anywhere_and_numbers_are_the_documents(tmp_path: Path) -> None:
     from trainers.program_labels import by_programs
     from trainers.tokenise import load_tokenizer

@@ -67,7 +67,7 @@ def test_a_teacher_is_asked_with_the_language_explained(tokenizer: Path) -> None
     def reply(prompt: str) -> tuple[str, str]:
         assert "remove_lines(first, last)" in prompt
         if "wholly" in prompt:
-            return "remove_lines(0, 1)", "stop"
+            return "remove_lines(0, 1)", "length" if "cut" in prompt else "stop"
         lines = [line[1:].split("]", 1) for line in prompt.split("[doc]\n")[1].split("\n[/doc]")[0].split("\n")]
         return "\n".join(f"remove_lines({n}, {n})" for n, text in lines if text in noise) or "keep_chunk()", "stop"
 
@@ -81,6 +81,8 @@ def test_a_teacher_is_asked_with_the_language_explained(tokenizer: Path) -> None
         slow = batch_of("hangs")
         server.script[teacher.asked.of_chunk("[doc]\n[000]hangs\n[/doc]")[-1][1]] = [HANG]
         assert by_teacher(slow, teacher).left_out == {"timed out": 1}
+        cut = by_teacher(batch_of(extra, extra.replace("z", "cut")), teacher)
+        assert cut.left_out == {"cut off": 1} and cut.known.tolist() == [True, False]
     assert labels.known.all() and (labels.gone[:-3] == planted(PAGES[:5])).all()
     assert strict.left_out == {"too much removed": len(strict.known) - strict.known.sum()} and not strict.known[-1]
 

@@ -72,9 +72,9 @@ def test_equal_work_gives_equal_bytes(lesson: Lesson, taught: tuple[Path, dict[s
 
 
 def test_a_new_model_that_has_read_is_taught_sooner(lesson: Lesson, tmp_path: Path) -> None:
-    short = lesson.model_copy(update={"epochs": 2})
+    short = lesson.model_copy(update={"epochs": 0.5})
     plain = teach(short, opposites(100), tmp_path / "plain", 0)
-    read = teach(short.model_copy(update={"reading": 2.0}), opposites(100), tmp_path / "read", 0)
+    read = teach(short.model_copy(update={"reading": 8.0}), opposites(100), tmp_path / "read", 0)
     assert read["loss"] < 0.8 * plain["loss"]
     assert {**read, "loss": 0} == {**plain, "loss": 0}  # the lesson is as long
     tokens = {**short.train, "tokens": 3000}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 
 from transforms.acceptance import MEASURES, REASONS, Acceptance
 from transforms.acceptance_cleaning import announced, clean, refused
-from transforms.acceptance_measures import batch_of, facts, folded_words, formed, shared_grams
+from transforms.acceptance_measures import batch_of, ended, facts, folded_words, formed, shared_grams
 
 SOURCE = (
     "In 1887 the engineer Clara Holm built a mill on the river Asker, which ground 40 sacks a day. Her brother Nils "
@@ -98,6 +99,18 @@ def test_cut_outputs_are_incomplete_whatever_they_look_like() -> None:
     assert judged("Menu\n- Home", source="Menu Home About", language=False) is None, "the source ends no sentence"
 
 
+def test_answers_to_questions_need_no_stop() -> None:
+    short = QA + "\nQuestion: Was Clara an engineer?\nAnswer: Yes"
+    assert judged(short, format="qa") is None and judged(short) == "incomplete"
+
+
+@pytest.mark.parametrize("stop", [*".?!…。।؟۔።။։", "‼\ufe0f", ".”)", ".**"])
+def test_stops_of_all_scripts_end_a_text(stop: str) -> None:
+    texts = pl.Series([f"So{stop}", f"Menu\nSo{stop} \nMenu", f"Menu\nSo{stop}\r\nMenu", f"S{stop}o", ""])
+    assert ended(texts).tolist() == [True, False, False, False, False]
+    assert ended(texts, any_line=True).tolist() == [True, True, True, False, False]
+
+
 @pytest.mark.parametrize(
     ("bounds", "output", "reason"),
     [
@@ -120,7 +133,10 @@ def test_bounds_can_be_moved_and_checks_left_out(bounds: dict[str, Any], output:
     assert judged(output, **bounds) == reason
 
 
+CHOICE = "Question: Where did Clara build it?\nA{0} Paris\nB{0} Asker\nC{0} Oslo\nD{0} Alta\nAnswer: B{0} Asker"
 QA_FORMS = {
+    CHOICE.format(")"): True, CHOICE.format("."): True, CHOICE.format(":"): True,
+    CHOICE.format(")").partition("\nAnswer")[0]: False, "Q: Who?\nA: Clara.\n\nQ2) Where?\nA2) There.": True,
     QA: True, QA.replace("Question:", "Q1:").replace("Answer:", "A1:"): True, QA.replace("\nAnswer:", " Answer:"): True,
     GOOD: False, QA.rpartition("\n")[0]: False, "Listen.\n" + QA: False, QA.replace("Answer: C", "Note: C"): False,
     "Question: Who?\nAnswer:\nQuestion: Why?\nAnswer: So.": False, "Answer: So.\nQuestion: Why?": False,
@@ -143,6 +159,7 @@ def test_formats(form: Any, texts: dict[str, bool]) -> None:
 def test_a_wrong_format_is_a_reason_and_a_right_one_is_not() -> None:
     assert judged(QA, format="qa") is None
     assert judged(GOOD, format="qa") == "wrong format"
+    assert judged(f"{QA}\n{CHOICE.format(')')}", format="qa") is None
 
 
 @pytest.mark.parametrize("label", ["The passage is:\n\n", "Passage: ", "Text:\n", "Output: ", "The text: "])
@@ -168,6 +185,7 @@ def test_words_of_the_source_are_never_taken_for_the_models_own() -> None:
         "Of course the mill was old.", "Here is the mill: it stands on the Asker.", "2 * 3 * 4 = 24 and a*b*c",
         "* one\n* two", "Sure enough, she came.", "I am sorry to say that the mill burned down.",
         "This is the latest version of the mill.", "\"One,\" she said, \"and two.\"", "Note that the mill is old.",
+        "Of course, the mill was built in 1887.\nIt is old.", "Great, she said.\nThen she left.",
         "Please note the opening hours.", "The following year she left.", "I cannot say who built it.",
     ],
 )  # fmt: skip
@@ -175,6 +193,36 @@ def test_ordinary_beginnings_stay_and_are_not_refused(text: str) -> None:
     series, source = pl.Series([text]), pl.Series(["x"])
     assert clean(series, source).to_list() == [text]
     assert not refused(series, source)[0] and not announced(series, source)[0]
+
+
+POWERS = "2**10 is 1,024, and 2**20 is *much* more."
+BLOCKS = "```\nx = 1\n```\nThen **more** follows.\n```\ny = 2\n```"
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "left"),
+    [
+        (POWERS, "Say 2**10 in other words.", POWERS),
+        (POWERS, "x", "2**10 is 1,024, and 2**20 is much more."),
+        ("(x+1)**2 or a[0]**2 or y**2, and **so on**.", "x", "(x+1)**2 or a[0]**2 or y**2, and so on."),
+        ("**Wer?** Das ist **wichtig**, *sehr*.", "x", "Wer? Das ist wichtig, sehr."),
+        (BLOCKS, "x", BLOCKS.replace("**", "")),
+        (BLOCKS, "a * b", BLOCKS),
+        ("```\nx = 1\n```", "x", "x = 1"),
+        ("```\nx = 1\n```", "As code:\n```\nx = 2\n```", "```\nx = 1\n```"),
+    ],
+)
+def test_emphasis_and_fences_of_the_text_itself_stay(text: str, source: str, left: str) -> None:
+    assert clean(pl.Series([text]), pl.Series([source])).to_list() == [left]
+
+
+@pytest.mark.parametrize(
+    "opening",
+    ["Certainly!", "Sure, I can do that.", "Of course, I'd be happy to help!", "Okay, here you go:",
+     "Sure! Let me help.", "Absolutely. The paraphrase follows.", "Great, here's the text."],
+)  # fmt: skip
+def test_assent_goes_with_what_speaks_of_the_task(opening: str) -> None:
+    assert clean(pl.Series([f"{opening}\n\n{GOOD}"]), pl.Series([SOURCE])).to_list() == [GOOD]
 
 
 @given(st.lists(st.text(max_size=60), max_size=5))
@@ -192,6 +240,22 @@ def test_facts_are_those_of_running_text() -> None:
     assert found["names_kept"].tolist() == [1, 0, 1, 0]
     assert found["invented"][:2].tolist() == [0, 0] and found["invented"][2] == pytest.approx(1 / 8)
     assert math.isnan(found["invented"][3])
+
+
+def test_numbers_of_lists_are_no_facts_on_either_side() -> None:
+    source = "The mill ground 40 sacks.\n" + "\n".join(f"{k}. It did so in {1800 + k}." for k in range(3, 9))
+    output = "It ground 40 sacks, and did so in " + ", ".join(f"{1800 + k}" for k in range(3, 9)) + "."
+    found = facts(pl.Series([source, source]), pl.Series([output, output + "\n6. It stopped."]))
+    assert found["numbers_kept"].tolist() == [1, 1] and found["invented"].tolist() == [0, 0]
+
+
+def test_words_without_end_cost_no_more_than_their_length() -> None:
+    source, output = "We saw old Margaret there.", "We saw Margarete and " + "x" * 20_000 + " there."
+    facts(pl.Series([source]), pl.Series([output]))
+    tracemalloc.start()
+    found = facts(pl.Series([source]), pl.Series([output]))
+    assert tracemalloc.get_traced_memory()[1] < 2_000_000 and found["names_kept"][0] == 1
+    tracemalloc.stop()
 
 
 def test_names_are_not_compared_where_all_nouns_have_capitals_and_may_be_inflected() -> None:

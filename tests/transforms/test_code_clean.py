@@ -122,6 +122,11 @@ def test_assertions_keep_the_names_that_they_use() -> None:
         (piece,) = cleaned(server, function("assert twice(2) == 4\nassert twice(-1) == -2"), stages=["rename"])
         assert (piece.status, piece.text) == ("ok", better)
         assert "Other code uses twice:" in server.seen[0].prompt
+    constants = function("assert LIMIT == solve(2)")
+    constants = constants.set_column(1, "text", pa.array(["LIMIT = 4\nsolve = lambda x: x * 2\n"]))
+    with ToyServer(reply=fenced("LIMIT = 4\nsolve = lambda number: number * 2\n")) as server:
+        (piece,) = cleaned(server, constants, stages=["rename"])
+        assert piece.status == "ok" and "Other code uses LIMIT, solve:" in server.seen[0].prompt
     with ToyServer(reply=fenced(better.replace("twice", "double"))) as server:
         (piece,) = cleaned(server, function("assert twice(2) == 4"), stages=["rename"], tries=2)
         assert (piece.status, piece.reason, piece.extra["tries"]) == ("rejected", "crashed", 2)
@@ -190,6 +195,13 @@ def test_a_program_that_has_become_slow_is_refused() -> None:
 
 def test_answers_that_fail_are_failures_and_those_cut_off_say_so() -> None:
     one = batch_of(TOYS[:1], 1)
+    begun = ends(modularise(TOYS[0].source))  # it passes its tests; what would have followed is unknown
+    with ToyServer(reply=lambda prompt: (f"```python\n{begun}", "length")) as server:
+        (piece,) = cleaned(server, one, stages=["modularise"], tries=1)
+        assert (piece.status, piece.reason) == ("rejected", "cut off")
+    with ToyServer(reply=lambda prompt: (f"```python\n{begun}```\nIt is now", "length")) as server:
+        (piece,) = cleaned(server, one, stages=["modularise"], tries=1)
+        assert (piece.status, piece.text) == ("ok", begun)
     with ToyServer(reply=lambda prompt: ("Here it is:\n```python\ndef f(:\n", "length")) as server:
         (piece,) = cleaned(server, one, stages=["rename"], tries=1)
         assert (piece.status, piece.reason, piece.finish_reason) == ("rejected", "cut off", "length")

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from toy_programmer import FAULTS, STAGES, output_of
 from toy_programs import TOYS
 
-from transforms.code_equivalence import code_in, parsed, reach, refusal, same_output
+from transforms.code_equivalence import code_in, parsed, reach, refusal, same_output, top_names
 from transforms.code_mutants import mutants, mutation_scores
 from transforms.code_oracle import Oracle, check_checkers, check_tests, judge, read_oracles
 from transforms.renaming import renamed
@@ -231,6 +231,39 @@ def test_programs_nested_beyond_reason_end_nothing(deep: str) -> None:
     assert tree is None or refusal("rename", deep, deep) is not None
 
 
+@pytest.mark.parametrize("number", ["0x" + "f" * 4000, "0b1" + "0" * 14_000, "-0x" + "f" * 3501])
+def test_numbers_that_python_does_not_write_end_nothing(number: str) -> None:
+    source = f"def f():\n    return {number}\nprint(f() > 0)\n"
+    assert parsed(source) is None and mutants(source, 3) == [] and code_in(f"```\n{source}```") is None
+
+
+def test_the_largest_numbers_that_are_taken_can_be_written() -> None:
+    source = f"x = {hex((1 << 14_000) - 1)}\nprint(x)\n"
+    assert len(mutants(source, 9)) == 3
+    assert refusal("rename", source, source) == refusal("modularise", source, source) == "nothing changed"
+
+
+def test_a_plan_may_end_the_lines_in_another_way() -> None:
+    source = 's = """one\ntwo"""\nprint(s)\n'
+    for old, new in [("\r\n", "\n"), ("\n", "\r\n"), ("\r", "\n")]:
+        before, after = source.replace("\n", old), f"# Says it.\n{source}".replace("\n", new)
+        assert refusal("plan", before, after) is None
+        assert refusal("plan", before, after.replace("two", "2")) == "code changed"
+
+
+def test_what_others_may_use_of_a_program() -> None:
+    source = """
+def f(): inner = 1
+class A: x = 1
+solve = lambda n: n
+LIMIT, (low, *rest) = 9, [i for i in range(3)]
+size: int = 4
+rest[0] = f.set = 2
+print(size)
+"""
+    assert top_names(ast.parse(source)) == {"f", "A", "solve", "LIMIT", "low", "rest", "size"}
+
+
 # ---- answers
 
 CODE = "def f(x):\n    return x\n\n\nprint(f(1))\n"
@@ -256,6 +289,11 @@ ANSWERS = {
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_the_program_in_an_answer(answer: str) -> None:
     assert code_in(answer) == ANSWERS[answer]
+
+
+def test_what_a_cut_answer_does_not_close_is_no_program() -> None:
+    assert code_in(f"```python\n{CODE}", cut=True) is None and code_in(CODE, cut=True) is None
+    assert code_in(f"```python\n{CODE}```\nIt then", cut=True) == CODE
 
 
 @settings(max_examples=100)

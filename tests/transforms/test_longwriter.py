@@ -223,10 +223,22 @@ def test_plans_are_read_however_they_look(words: list[int], looks: dict[str, str
         ("- cats\n  - wild ones\n  - tame ones (90 words)\n- dogs (80 words)", [90, 80]),
         ("第一段：介绍（200字）\n第二段：结论（300字）", [200, 300]),
         ("10. a (20 words)\n\n11. b (30 words)\nGood luck!", [20, 30]),
+        ("1. a\n   - b (5 words)\n   - c (20 words)\n2. d\n2.1 e (7 words)\n2.2 f (8 words)", [25, 15]),
+        ("1. a (50 words)\n   - b (20 words)\n   - c (30 words)\n\nEach of 9 words or more.", [50]),
+        ("### Step 1\na (50 words)\n- b (20 words)\n- c (30 words)\n- Total: 50 words", [50]),
+        ("1. 200 words: describe 3 causes\n2. 150-word: 2 effects", [200, 150]),
+        ("1. The last words of 3 heroes (400 words)\n2. Word count of 90, words of 2 more", [400, 90]),
     ],
 )
 def test_plans_of_other_forms(plan: str, words: list[int]) -> None:
     assert [step.words for step in read_plan(plan)] == words
+
+
+def test_parts_of_an_item_stay_with_it() -> None:
+    plan = "Plan:\n1. Cats (90 words)\n   wild ones\n- tame ones\n2. Dogs\n"
+    plan += "\ta) small (20 words)\n\tb) large (30 words)\nGood luck!"
+    expected = [("Cats (90 words) wild ones tame ones", 90), ("Dogs a) small (20 words) b) large (30 words)", 50)]
+    assert read_plan(plan) == expected
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_what_fails_changes_nothing_and_is_counted(toy_tokenizer: Path) -> None:
     with ToyServer(script, reply=reply) as server:
         writer = ChunkWriter.model_validate(asking(server, toy_tokenizer, prompts={"chunk_tokens": 40}))
         written = writer.write(batch_of(*pages))
-    assert sorted(written.failures) == [(0, "line too long"), (1, "timed out"), (2, "no program")]
+    assert sorted(written.failures) == [(0, "line too long"), (1, "timed out"), (2, "no program"), (3, "cut off")]
     assert np.flatnonzero(written.edits.gone).tolist() == [0, 2, 7]
     assert written.edits.errors.tolist() == [0, 0, 0, 0]  # what was cut within its name is no call
 
@@ -88,13 +88,14 @@ def test_a_line_of_any_length_has_its_ends_shown(toy_tokenizer: Path) -> None:
 
 def test_documents_go_only_if_the_model_says_so(toy_tokenizer: Path) -> None:
     answers = {"a": "drop_doc()", "b": "keep_doc()", "c": "Perhaps drop it?", "d": "", "e": "# why\ndrop_doc()"}
+    answers |= {"g": "drop_doc()\nsince it is one of those", "h": "It is a page of the kind that"}
     prompts = {"document": "{text}\nDecide.", "document_tokens": 16}
-    with ToyServer(reply=lambda prompt: (answers[prompt[0]], "stop")) as server:
+    with ToyServer(reply=lambda prompt: (answers[prompt[0]], "length" if prompt[0] in "gh" else "stop")) as server:
         server.script["f\nDecide."] = [HANG]
         judge = DocumentJudge.model_validate(asking(server, toy_tokenizer, prompts=prompts))
-        judged = judge.judge(batch_of("a" + " b" * 5000, "b", "c", "d", "e", "f"))
-    assert judged.drop.tolist() == [True, False, False, False, True, False]
-    assert judged.failures == [(2, "no program"), (3, "no program"), (5, "timed out")]
+        judged = judge.judge(batch_of("a" + " b" * 5000, "b", "c", "d", "e", "f", "g", "h"))
+    assert judged.drop.tolist() == [True, False, False, False, True, False, True, False]
+    assert judged.failures == [(2, "no program"), (3, "no program"), (5, "timed out"), (7, "cut off")]
     long = next(one.prompt for one in server.seen if one.prompt.startswith("a"))
     assert long.endswith("\nDecide.") and judge.lengths([long.removesuffix("\nDecide.")])[0] == 16
 

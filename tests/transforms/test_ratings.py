@@ -105,6 +105,7 @@ PLAIN = [str(k) for k in GOOD]
         (reasoned(PLAIN), None),
         (reasoned(PLAIN, form="[{}]{}：{}/5"), None),
         (reasoned(PLAIN, form="**[{}] {}:** **{}**/5"), None),
+        (reasoned(PLAIN, form="[{}] {}: {}/5."), None),
         (reasoned(PLAIN) + "\n" + reasoned(PLAIN), None),
         (reasoned(PLAIN, "Domain: [ C ]\nSo [C]."), None),
         (reasoned(PLAIN) + "\n" + reasoned(PLAIN[::-1]), SCORES),
@@ -112,6 +113,7 @@ PLAIN = [str(k) for k in GOOD]
         (reasoned(PLAIN) + "\n[15] Charm: 3/5", SCORES),
         (reasoned(PLAIN, form="{1}: {2}/5"), SCORES),
         (reasoned(PLAIN, form="[{}] {}: {}/50"), SCORES),
+        (reasoned(PLAIN, form="[{}] {}: {}/5.5"), SCORES),
         (reasoned(PLAIN).replace("[3]", "[4]"), SCORES),
         (reasoned(["7", *PLAIN[1:]]), DIGIT),
         (reasoned(["0.9", *PLAIN[1:]]), DIGIT),
@@ -292,10 +294,11 @@ def test_the_beginning_and_the_end_are_shown(
 
 def own_ends(text: str, head: str, tail: str) -> tuple[str, str] | None:
     """The parts with the white space that was stripped; null if they are not the text's ends, or overlap."""
-    inner, lead = text.strip(), len(text) - len(text.lstrip())
-    if not (inner.startswith(head) and inner.endswith(tail) and len(head) + len(tail) <= len(inner)):
+    lead, trail = len(text) - len(text.lstrip()), len(text) - len(text.rstrip())
+    begun, left = lead + len(head) if head else 0, trail + len(tail) if tail else 0
+    if not (text.lstrip().startswith(head) and text.rstrip().endswith(tail) and begun + left <= len(text)):
         return None
-    return (text[:lead] + head if head else "", tail + text[lead + len(inner) :] if tail else "")
+    return text[:begun], text[len(text) - left :]
 
 
 def test_as_many_tokens_are_kept_as_were_asked_for(tokenizer: Tokenizer) -> None:

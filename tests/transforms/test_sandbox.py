@@ -181,6 +181,21 @@ def test_runs_begin_in_an_empty_folder(box: Sandbox) -> None:
     assert [run.output for run in runs] == ["[]\n['left']\n"] * 2
 
 
+SHARED = """
+import ctypes
+libc = ctypes.CDLL(None)
+print(libc.shmget(0x1234, 4096, 0o600), libc.msgget(0x1234, 0o600))
+assert libc.shmget(0x1234, 4096, 0o1600) >= 0 and libc.msgget(0x1234, 0o1600) >= 0
+"""
+
+
+@needs_namespaces
+def test_shared_memory_and_queues_are_gone_before_the_next_run() -> None:
+    alone = Sandbox(limits=LIMITS, parallel=1)
+    found = alone.each(runs_of, [Program(SHARED, ["", ""]), Program(SHARED, [""])])
+    assert [(run.status, run.output) for runs in found for run in runs] == [("ok", "-1 -1\n")] * 3
+
+
 DAEMON = """
 import os, time
 if os.fork() == 0:
@@ -229,6 +244,19 @@ def test_its_guardian_killed(box: Sandbox) -> None:
         assert run.status == "crashed" or run.output == "still here\n"
     else:
         assert run.status == "sandbox lost"
+
+
+FORGED = [b"no answer\n", b"ended\n", b"\xff\xfe\n", b"ended 0 0.1 x 0 \n", b"ended 0 0.1 -1 0 \n", b"started -1\n"]
+FORGED += [b"x" * 60_000, b"ended 0 1.5 99999999999 0 \n", b"\n"]
+FORGED += [b"done\n", b"ready\n", b"ended 0 0.1 0 0 \n"]
+
+
+@pytest.mark.parametrize("forged", FORGED)
+def test_what_a_program_says_in_its_guardians_name_is_not_believed(forged: bytes) -> None:
+    box = Sandbox(isolation="limits", limits=LIMITS, parallel=1)
+    write = f"import os\nwith open(f'/proc/{{os.getppid()}}/fd/1', 'wb') as pipe: pipe.write({forged!r})"
+    found = box.each(runs_of, [Program(write, [""]), Program("print(1)", [""])])
+    assert [[run.status for run in runs] for runs in found] == [["sandbox lost"], ["ok"]]
 
 
 def test_its_guardian_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

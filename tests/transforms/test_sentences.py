@@ -41,7 +41,7 @@ KNOWN = {
         "“Really?” she asked (quietly).", "“Yes!”", "Then he left... and came back at 3 p.m. with No. 7 for $3.50.",
         "The U.S. Army and Acme Inc. helped, e.g. The Guards.", "He stayed in the U.S.", "It ended.[12]",
         "(Nobody knew why.)", "So . . . they met.", "Version 2.1 is at www.example.com/a.html?q=1!",
-        "Ph.D. students, see Fig. 3.",
+        "Wow‼\ufe0f great.", "Really⁉\ufe0e", "Ph.D. students, see Fig. 3.",
     ],
     "German": [
         "Am 3. Oktober 1990 war es so weit, z.B. Berlin bzw. Bonn.", "„Im 19. Jahrhundert?“, fragte Hr. Meier.",
@@ -175,7 +175,8 @@ def slow(text: str) -> list[str]:
 
 PARTS = st.sampled_from(
     ["Dr.", "No.", ". .", "5", "12.", "3.", "A.", "U.S.", "the", "The", "end.", "end", "why?", "«oui»", "» ", " »", "…",
-     "...", "Jan.", "(so.)", "[7]", "it.[7]", "。", "好", "好。」", "！", "!?", "a", "\n", "\n", "\n\n", "\r\n", " ",
+     "...", "‼\ufe0f", "\ufe0e",
+     "Jan.", "(so.)", "[7]", "it.[7]", "。", "好", "好。」", "！", "!?", "a", "\n", "\n", "\n\n", "\r\n", " ",
      "\t", "\u2029", "*", "1)", "- x", "e.g.", "Inc.", "Er", "𠀀", "é", "x" * 30, "word " * 9, "ß.", "।", '"', "\x85",
      "."]
 )  # fmt: skip

@@ -245,6 +245,6 @@ def test_wrong_parameters_are_refused(parameters: dict[str, Any], message: str, 
 def test_every_style_that_comes_along_is_whole(style: str, toy_tokenizer: Path) -> None:
     with ToyServer() as server:
         rewriter = wrap(server, toy_tokenizer, style=style, chunk_tokens=None)
-    assert find("wrap") is Wrap and str(rewriter.asked) == f"wrap/{style}@{ {'math': 2}.get(style, 1)}"
+    assert find("wrap") is Wrap and str(rewriter.asked) == f"wrap/{style}@{ {'math': 2}.get(style, 1) }"
     assert rewriter.settings.chunk_tokens <= rewriter.sampling.max_tokens <= 4096
     assert rewriter.asked.messages(text="{text} {x}")[-1][1].endswith("{text} {x}")

@@ -20,11 +20,10 @@ from transforms.parameters import Parameters
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-ENGINES = ("transformers", "vllm", "openai")
 TOKENISED = 1000  # texts at a time: the library holds up to 130 bytes for each byte
 
 
-def _named(value: Any) -> Any:
+def engine_named(value: Any) -> Any:
     """The engine that is asked for; `transformers` unless another is named."""
     if isinstance(value, dict):
         return value.get("engine", "transformers")
@@ -33,7 +32,7 @@ def _named(value: Any) -> Any:
 
 AnyEngine = Annotated[
     Annotated[Transformers, Tag("transformers")] | Annotated[VLLM, Tag("vllm")] | Annotated[OpenAI, Tag("openai")],
-    Discriminator(_named),
+    Discriminator(engine_named),
 ]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from transforms.model_folder import files_state
 from transforms.parameters import Parameters
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+PASSING = re.compile(
+    r"timed out|no connection|connection broken|broken response|HTTP (408|409|425|429|[5-9]\d\d)"
+)  # reasons of failures
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,11 @@ class Answer:
 def failures(answers: Iterable[Answer]) -> Counter[str]:
     """How many answers failed, by reason."""
     return Counter(answer.error.partition(":")[0] for answer in answers if answer.error is not None)
+
+
+def passes(error: str) -> bool:
+    """Whether what failed so may be answered at another try, or by the next run."""
+    return PASSING.fullmatch(error.partition(":")[0]) is not None
 
 
 Finished = list[tuple[int, Answer]]  # answers that were ready at one time, each with the place of its request

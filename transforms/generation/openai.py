@@ -27,12 +27,11 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from transforms.generation.engine import Answer, Engine, EngineUnavailable, Finished, Request, Sampling
+from transforms.generation.engine import Answer, Engine, EngineUnavailable, Finished, Request, Sampling, passes
 
 if TYPE_CHECKING:
     import httpx
 
-PASSING = (408, 409, 425, 429)  # and all from 500 on: worth another try
 HOPELESS = (401, 403, 404)  # whatever is sent next
 LARGEST = 64 << 20  # bytes of a response
 UNREACHABLE = "no connection"
@@ -185,9 +184,10 @@ class Client:
         said = self._shown(content)
         if status in HOPELESS:
             raise EngineUnavailable(f"{self.engine.base_url} answers {status} for {self.engine.model!r}: {said}")
-        if status in PASSING or status >= 500:
-            raise Passing(f"HTTP {status}: {said}", retry_after(headers.get("Retry-After"), time.time()))
-        return Answer.failed(f"HTTP {status}: {said}")
+        reason = f"HTTP {status}: {said}"
+        if passes(reason):
+            raise Passing(reason, retry_after(headers.get("Retry-After"), time.time()))
+        return Answer.failed(reason)
 
     def _shown(self, content: bytes) -> str:
         """The begin of what a server says, without the key, should it repeat it."""

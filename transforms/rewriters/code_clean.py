@@ -204,9 +204,9 @@ class CodeClean(Asks, Rewriter):
         )
         if answer.error is not None:
             return replace(piece, status=FAILED, reason=next(iter(failures([answer]))))
-        if (code := code_in(answer.text)) is None:
-            cut, fenced = answer.finish_reason == "length", has_fence(answer.text)
-            return replace(piece, reason=CUT if cut else UNPARSED if fenced else NO_PROGRAM)
+        cut = answer.finish_reason == "length"
+        if (code := code_in(answer.text, cut)) is None:
+            return replace(piece, reason=CUT if cut else UNPARSED if has_fence(answer.text) else NO_PROGRAM)
         reason = refusal(stage, work.source, code)
         return replace(piece, text=code, reason=reason, status=REJECTED if reason else OK)
 

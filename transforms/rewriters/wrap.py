@@ -57,7 +57,7 @@ class Wrap(Asks, Rewriter):
     `style`: one of those in `prompts/wrap`, or `prompt`: file of a prompt of one's own, with a place `{text}`.
     `chunk_tokens`: tokens of a passage at most, and `unit`, of which it holds whole ones: the style's unless given.
     `max_tokens`: bound on what is written; unless given, as much as the style's `length` allows for a full passage. A
-    sentence (line) of more tokens than that, which would be cut off, is not asked for. `temperature`, `top_p`, `seed`:
+    sentence (line) of more tokens than that and than a passage has is not asked for. `temperature`, `top_p`, `seed`:
     how answers are drawn; the first two are Nemotron-CC's. `acceptance`: bounds of checks, over those of the style.
     """
 

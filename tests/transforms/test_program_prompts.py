@@ -53,9 +53,9 @@ def test_numbers_may_stand_after_their_lines() -> None:
     batch = batch_of("first", "Home\n\n[1] a tower stands here")
     assert ProgramPrompts(numbers="after").lines(batch, 1) == ["Home[000]", "[001]", "[1] a tower stands here[002]"]
     short = ProgramPrompts(numbers="after", line=8)
-    assert short.lines(batch, 1) == ["Home[000]", "[001]", "[1] a  …16… re[002]"]
+    assert short.lines(batch, 1) == ["Home[000]", "[001]", "[1] a  …15… re[002]"]
     assert ProgramPrompts(line=8).lines(batch, 1) == numbered_lines(batch, 1, 8) == [
-        "[000]Home", "[001]", "[002][1] a  …16… re",
+        "[000]Home", "[001]", "[002][1] a  …15… re",
     ]  # fmt: skip
 
 

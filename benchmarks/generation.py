@@ -30,11 +30,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from _vllm import in_environment
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 sys.path.append(str(ROOT / "tests"))
 SIZE = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
-CACHE = Path.home() / ".cache" / "corpusmill" / "benchmark-generation"
 WORDS = [
     "river",
     "stone",
@@ -78,16 +79,9 @@ def parse() -> argparse.Namespace:
 
 def inside(arguments: argparse.Namespace) -> None:
     """This benchmark again, by the Python of the environment."""
-    folder = Path(arguments.environment or CACHE / "environment").resolve()
-    if not arguments.environment:
-        made = [str(ROOT / "tests" / "vllm_environment.sh"), "--only-make"]
-        settings = {**os.environ, "VENV": str(folder), "PYTHON": sys.executable}
-        subprocess.run(made, check=True, stdout=sys.stderr, env=settings)
-    command = [str(folder / "bin" / "python"), __file__, "--inside", "measure"]
-    command += ["--documents", str(arguments.documents), "--pairs", str(arguments.pairs)]
-    settings = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "ERROR", **os.environ}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=settings, check=True)
-    result = json.loads(done.stdout.splitlines()[-1])
+    told = [__file__, "--inside", "measure"]
+    told += ["--documents", str(arguments.documents), "--pairs", str(arguments.pairs)]
+    result = json.loads(in_environment(arguments.environment, told))
     print(json.dumps(result, indent=None if arguments.json else 1))
 
 

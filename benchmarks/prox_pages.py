@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from _vllm import in_environment
 from rich.console import Console
 from rich.table import Table
 
@@ -50,7 +49,6 @@ from transforms.refiner import Refiner, load
 ROOT = Path(__file__).resolve().parents[1]
 RESAMPLES = 2000
 REPEATS = 3
-ENVIRONMENT = Path.home() / ".cache" / "corpusmill" / "benchmark-generation" / "environment"
 NEW: dict[str, Any] = {
     "draws": 12,
     "prompts": {"system": "", "chunk_tokens": 260, "line": 30, "numbers": "after"},
@@ -110,28 +108,19 @@ def taught(learned: pa.Table, folder: Path, seed: int, start: Path | None) -> Pa
     sample = pa.table({name: learned.column(given) for name, given in COLUMNS.items()})
     how = {**TUNED, "lesson": {**TUNED["lesson"], "start": start}} if start else NEW
     labels = {"keep": "must_keep", "drop": "must_drop", "group": "host", "documents": len(learned)}
-    started = time.perf_counter()
     FitRefinerLM.model_validate(labels | how).fit({"documents": sample}, folder, seed)
-    (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - started))
     return folder
 
 
 def by_vllm(texts: pa.LargeStringArray, writer: Path, environment: str | None) -> tuple[list[str], dict[str, Any]]:
     """What the programs of a language model leave of the texts, and what is told of them; see `inside`."""
-    folder = Path(environment).resolve() if environment else ENVIRONMENT
-    if not environment:
-        made = [str(ROOT / "tests" / "vllm_environment.sh"), "--only-make"]
-        own = {**os.environ, "VENV": str(folder), "PYTHON": sys.executable}
-        subprocess.run(made, check=True, stdout=sys.stderr, env=own)
     with tempfile.TemporaryDirectory() as work:
         pq.write_table(pa.table({"text": texts}), f"{work}/texts.parquet")
-        # Not this file as a script: vLLM's own processes would import it again, and trip over numba.
+        # Not this file as a script: vLLM's own processes would import it again.
         code = f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); import prox_pages; prox_pages.inside()"
-        command = [str(folder / "bin" / "python"), "-c", code, work, str(writer.resolve())]
-        settings = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "ERROR", **os.environ}
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=settings, check=True)
+        told = json.loads(in_environment(environment, ["-c", code, work, str(writer.resolve())]))
         left = pq.read_table(f"{work}/left.parquet")["text"].to_pylist()
-    return left, json.loads(done.stdout.splitlines()[-1])
+    return left, told
 
 
 def inside() -> None:
@@ -257,10 +246,11 @@ def run(
     result |= {"fit_seconds": fit_seconds, "holdout_of_fit": card["holdout"], "status_at_0.95": counts}
     if teach:
         with tempfile.TemporaryDirectory() as folder:
+            started = time.perf_counter()
             writer = teach(learned, Path(folder))
+            spent = time.perf_counter() - started
             left, told = by_vllm(batch.text, writer, environment)
             card = json.loads((writer / "card.json").read_text())
-            spent = json.loads((writer / "seconds.json").read_text())
         measured_as("writer", left)
         found["writer"] |= told
         result["writer"] = {name: card[name] for name in ("taught", "documents", "holdout")} | {"fit_seconds": spent}
